@@ -1,0 +1,135 @@
+"""The command: `python -m jaxkd.main --config=FILE[:variant] --workdir=DIR`.
+
+Exit status: 0 finished; 1 training failed; 2 a mistake in the arguments or the
+config; 75 stopped by SIGTERM or SIGINT after saving (run again to continue).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+FINISHED, FAILED, MISTAKE, STOPPED = 0, 1, 2, 75
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake by an exception instead of usage lines and an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise argparse.ArgumentError(None, message)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of everything but `--config.key=value`."""
+    parser = _Parser(
+        prog="python -m jaxkd.main",
+        description="Trains, evaluates and reports what a config describes.",
+        epilog=(
+            "One value of the config is changed by --config.key=value, e.g. "
+            "--config.data.batch_size=32. Running the same command again resumes. "
+            "Exit status: 0 finished, 1 training failed, 2 mistake in the arguments "
+            "or the config, 75 stopped after saving."
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:VARIANT]",
+        help="Python file with get_config(arg), e.g. configs/hlfd.py:smoke",
+    )
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        type=Path,
+        help="folder of the run: config, metrics, checkpoints, summary, report",
+    )
+    parser.add_argument(
+        "--mode",
+        choices=("train", "eval", "report"),
+        default="train",
+        help="train (and resume), evaluate again, or write the report page again",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = make_parser()
+    try:
+        known, rest = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        return _mistake(f"{error}; see --help")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("jaxkd").setLevel(logging.INFO)
+
+    # Imported here so that --help and mistakes in the arguments answer at once.
+    from jaxkd.training.config import apply_overrides, load_config, parse_overrides
+    from jaxkd.training.schema import ConfigError
+
+    try:
+        config = apply_overrides(load_config(known.config), parse_overrides(rest))
+        return _run(known.mode, config, known.workdir, _command(arguments))
+    except ConfigError as error:
+        return _mistake(str(error))
+
+
+def _run(mode: str, config: dict[str, Any], path: Path, command: str) -> int:
+    from jaxkd.report.page import write_report
+    from jaxkd.report.tables import results_table
+    from jaxkd.training import loop
+    from jaxkd.training.plan import Plan
+    from jaxkd.training.schema import ConfigError
+    from jaxkd.training.setup import make_setup
+    from jaxkd.training.workdir import Workdir
+
+    plan = Plan.from_config(config)
+    if mode != "train" and not (path / "summary.json").is_file():
+        raise ConfigError(
+            f"--workdir: {path} holds no finished stage; run with --mode=train first"
+        )
+    with loop.StopSignal() as stop:
+        setup = make_setup(plan)
+        workdir = Workdir(path)
+        workdir.claim(config)
+        summary = workdir.summary()
+        try:
+            if mode == "train" and summary.get("status") == "finished":
+                print(f"{path}: the run is complete")
+            elif mode == "train":
+                summary = loop.run(setup, workdir, command=command, stop=stop)
+            elif mode == "eval":
+                summary = loop.evaluate(setup, workdir)
+        except loop.Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            return STOPPED
+        except loop.TrainingFailed as failure:
+            print(f"error: {failure}", file=sys.stderr)
+            return FAILED
+        if workdir.writes:
+            print(results_table(summary))
+            page = path / "report.html"
+            if mode != "train" or not page.exists():
+                write_report([path], page)
+            print(f"report: {page}")
+    return FINISHED
+
+
+def _command(arguments: Sequence[str]) -> str:
+    return f"python -m jaxkd.main {shlex.join(arguments)}"
+
+
+def _mistake(text: str) -> int:
+    print(f"error: {text}", file=sys.stderr)
+    return MISTAKE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

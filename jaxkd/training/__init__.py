@@ -1,0 +1,32 @@
+"""Plans, the train step, the loop, sharding and checkpoints."""
+
+from jaxkd.training.config import apply_overrides, load_config
+from jaxkd.training.loop import StopSignal, evaluate, run
+from jaxkd.training.network import ApplyFn, Network, from_linen
+from jaxkd.training.plan import Plan
+from jaxkd.training.schema import ConfigError
+from jaxkd.training.setup import Setup, Stage, make_setup
+from jaxkd.training.state import TrainState
+from jaxkd.training.step import init_state, make_eval_step, make_train_step
+from jaxkd.training.workdir import Workdir
+
+__all__ = [
+    "ApplyFn",
+    "ConfigError",
+    "Network",
+    "Plan",
+    "Setup",
+    "Stage",
+    "StopSignal",
+    "TrainState",
+    "Workdir",
+    "apply_overrides",
+    "evaluate",
+    "from_linen",
+    "init_state",
+    "load_config",
+    "make_eval_step",
+    "make_setup",
+    "make_train_step",
+    "run",
+]

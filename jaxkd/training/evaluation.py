@@ -1,0 +1,147 @@
+"""Exact evaluation: every test record counts once, on any number of devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxkd.data import pipeline
+from jaxkd.metrics.evaluators import ClassificationEvaluator, SegmentationEvaluator
+from jaxkd.training import sharding
+from jaxkd.training.network import Network, Variables
+from jaxkd.training.setup import Setup
+from jaxkd.training.step import make_eval_step
+
+MAX_PREDICTIONS = 64
+
+
+class Evaluation:
+    """Evaluates networks on the test split of a run.
+
+    Compiled steps are kept per network, so that evaluating again costs no compilation.
+    """
+
+    def __init__(self, setup: Setup):
+        self._setup = setup
+        self._steps: dict[str, Callable[..., jax.Array]] = {}
+        count = min(MAX_PREDICTIONS, len(setup.test))
+        self._shown = np.linspace(0, len(setup.test) - 1, count).astype(int)
+
+    def metrics(
+        self, network: Network, variables: Variables, *, surface: bool = True
+    ) -> dict[str, float]:
+        """The metrics of a network.
+
+        Args:
+          network: the network.
+          variables: its variables.
+          surface: with the surface distances of segmentations, which are slow.
+        """
+        evaluator = self._evaluator()
+        for records in self._predict(network, variables):
+            evaluator.update(**{k: records[k] for k in _FOR_METRICS})
+        if isinstance(evaluator, SegmentationEvaluator):
+            return evaluator.result(surface=surface)
+        return evaluator.result()
+
+    def report(
+        self, network: Network, variables: Variables
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """All metrics of a network, and what the report page shows of it.
+
+        Returns:
+          The metrics; and arrays for `predictions.npz`: up to 64 test records evenly
+          spread over the split, with this network's predictions.
+        """
+        evaluator = self._evaluator()
+        shown: dict[int, dict[str, np.ndarray]] = {}
+        wanted = set(self._shown.tolist())
+        for records in self._predict(network, variables):
+            evaluator.update(**{k: records[k] for k in _FOR_METRICS})
+            for i, index in enumerate(records["index"].tolist()):
+                if index in wanted:
+                    shown[index] = {k: v[i] for k, v in records.items()}
+        indices = sorted(shown)
+        probabilities = np.stack([shown[i]["probabilities"] for i in indices])
+        arrays = {
+            "index": np.array(indices),
+            "image": displayable(self._images(shown, indices)),
+            "truth": np.stack([shown[i]["label"] for i in indices]).astype(np.int32),
+        }
+        if isinstance(evaluator, SegmentationEvaluator):
+            predictions = evaluator.predict(probabilities).astype(np.uint8)
+        else:
+            predictions = probabilities.argmax(-1)
+            arrays[f"probabilities/{network.name}"] = probabilities
+            arrays[f"confusion/{network.name}"] = evaluator.confusion()
+        arrays[f"prediction/{network.name}"] = predictions
+        return evaluator.result(), arrays
+
+    def _evaluator(self) -> ClassificationEvaluator | SegmentationEvaluator:
+        test = self._setup.test
+        if self._setup.task == "classification":
+            return ClassificationEvaluator(
+                num_classes=test.info.num_classes, class_names=test.info.class_names
+            )
+        return SegmentationEvaluator(
+            num_classes=test.info.num_classes,
+            class_names=test.info.class_names,
+            groups=test.groups,
+            threshold=self._setup.plan.evaluation.threshold,
+        )
+
+    def _predict(self, network: Network, variables: Variables) -> Any:
+        """Yields the valid records of each batch, with probabilities, as NumPy."""
+        setup = self._setup
+        if network.name not in self._steps:
+            step = make_eval_step(network.apply, setup.plan.data.augment)
+            self._steps[network.name] = jax.jit(
+                step, out_shardings=sharding.batch_sharding(setup.mesh)
+            )
+        step = self._steps[network.name]
+        batches = pipeline.eval_batches(
+            setup.test,
+            batch_size=setup.eval_batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        for batch in batches:
+            arrays = sharding.put_batch(batch, setup.mesh)
+            # The step returns labels cropped as the network saw the images.
+            records = {**arrays, **step(variables, arrays)}
+            if jax.process_count() > 1:
+                host = multihost_utils.process_allgather(records, tiled=True)
+            else:
+                host = jax.device_get(records)
+            valid = host.pop("valid")
+            yield {k: np.asarray(v)[valid] for k, v in host.items()}
+
+    def _images(
+        self, shown: dict[int, dict[str, np.ndarray]], indices: list[int]
+    ) -> np.ndarray:
+        """The images under the crop that evaluation uses, before normalisation."""
+        box = self._setup.plan.data.augment.crop_box
+        images = np.stack([shown[i]["image"] for i in indices])
+        if box is not None:
+            top, bottom, left, right = box
+            images = images[:, top:bottom, left:right]
+        return images
+
+
+_FOR_METRICS = ("index", "label", "probabilities")
+
+
+def displayable(images: np.ndarray) -> np.ndarray:
+    """Images `[n, h, w, c]` as uint8 `[n, h, w]` or `[n, h, w, 3]` for pictures.
+
+    uint8 stays as it is; other types are stretched from their minimum to maximum.
+    """
+    if images.dtype != np.uint8:
+        low, high = float(images.min()), float(images.max())
+        scale = 255.0 / (high - low) if high > low else 0.0
+        images = ((images - low) * scale).round().astype(np.uint8)
+    return images if images.shape[-1] == 3 else images[..., 0]

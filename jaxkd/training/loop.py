@@ -1,0 +1,534 @@
+"""The one training loop: it runs the stages of a plan, and resumes them exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm.auto import tqdm
+
+from jaxkd.data import pipeline
+from jaxkd.training import sharding
+from jaxkd.training.checkpoints import Checkpoints, abstract_like
+from jaxkd.training.evaluation import Evaluation
+from jaxkd.training.network import Variables
+from jaxkd.training.setup import Setup, Stage
+from jaxkd.training.state import TrainState
+from jaxkd.training.step import make_train_step
+from jaxkd.training.workdir import MetricsWriter, Workdir, describe_device, versions
+
+logger = logging.getLogger("jaxkd")
+
+
+class TrainingFailed(Exception):
+    """The run cannot go on; the text is one line for the user."""
+
+
+class Stopped(Exception):
+    """SIGTERM or SIGINT came and the state is saved; run again to continue."""
+
+
+class StopSignal:
+    """Turns the first SIGTERM or SIGINT into a flag that the loop reads between steps.
+
+    A second signal ends the process at once, by the handlers that were there before.
+    """
+
+    def __init__(self):
+        self.received: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        del frame
+        self.received = signal.Signals(number).name
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+def run(
+    setup: Setup, workdir: Workdir, *, command: str, stop: StopSignal
+) -> dict[str, Any]:
+    """Runs all stages that are not finished yet.
+
+    Args:
+      setup: the objects of the run.
+      workdir: its folder.
+      command: for the summary.
+      stop: read between steps.
+
+    Returns:
+      The summary, as in `summary.json`.
+
+    Raises:
+      TrainingFailed: the loss is not finite.
+      Stopped: a signal came; everything is saved.
+    """
+    summary = workdir.summary() or new_summary(setup, command)
+    finished = [s["name"] for s in summary["stages"]]
+    writer = MetricsWriter(workdir, tensorboard=setup.plan.log.tensorboard)
+    evaluation = Evaluation(setup)
+    variables: dict[str, Variables] = {}
+    try:
+        for stage in setup.stages:
+            if stage.name in finished:
+                continue
+            for name in _needed(stage, setup):
+                if name not in variables:
+                    variables[name] = load_variables(setup, workdir, name, finished)
+            runner = StageRunner(setup, stage, workdir, writer, evaluation, stop)
+            variables[stage.student.name], record, metrics = runner.run(
+                variables, finished
+            )
+            finished.append(stage.name)
+            summary["stages"].append(record)
+            summary["results"][stage.student.name] = metrics
+            if stage is setup.stages[-1]:
+                summary["status"] = "finished"
+            workdir.write_summary(summary)
+    finally:
+        writer.close()
+    return summary
+
+
+def evaluate(setup: Setup, workdir: Workdir) -> dict[str, Any]:
+    """Evaluates every trained network again and updates the summary.
+
+    Raises:
+      TrainingFailed: no stage of the run is finished.
+    """
+    summary = workdir.summary()
+    finished = [s["name"] for s in summary.get("stages", [])]
+    if not finished:
+        raise TrainingFailed(
+            f"{workdir.path} holds no finished stage to evaluate; "
+            "run with --mode=train first"
+        )
+    evaluation = Evaluation(setup)
+    for name in dict.fromkeys(
+        s.student.name for s in setup.stages if s.name in finished
+    ):
+        variables = load_variables(setup, workdir, name, finished)
+        summary["results"][name], arrays = evaluation.report(
+            setup.networks[name], variables
+        )
+        workdir.add_predictions(arrays)
+    workdir.write_summary(summary)
+    return summary
+
+
+def new_summary(setup: Setup, command: str) -> dict[str, Any]:
+    """A summary with nothing trained yet."""
+    return {
+        "status": "running",
+        "command": command,
+        "device": describe_device(),
+        "seed": setup.plan.seed,
+        "task": setup.task,
+        "data": {
+            "source": setup.train.info.name,
+            "train_records": len(setup.train),
+            "test_records": len(setup.test),
+        },
+        "class_names": list(setup.train.info.class_names),
+        "stages": [],
+        "results": {},
+        "costs": {k: dataclasses.asdict(v) for k, v in setup.costs.items()},
+        "versions": versions(),
+        "notes": list(setup.plan.notes),
+    }
+
+
+def load_variables(
+    setup: Setup, workdir: Workdir, network: str, finished: list[str]
+) -> Variables:
+    """The variables that the last finished stage of a network handed on."""
+    stage = [
+        s for s in setup.stages if s.student.name == network and s.name in finished
+    ][-1]
+    checkpoints = Checkpoints(
+        workdir.checkpoints(stage.name), keep=setup.plan.checkpoint.keep
+    )
+    try:
+        abstract, _ = abstract_state(setup, stage)
+        state, _ = checkpoints.restore(_handed_on(stage, checkpoints), abstract)
+    finally:
+        checkpoints.close()
+    return state.final_variables()
+
+
+def abstract_state(setup: Setup, stage: Stage) -> tuple[TrainState, TrainState]:
+    """Shapes of a stage's state with shardings, and the shardings alone."""
+    shapes = jax.eval_shape(stage.init_state, setup.key())
+    shardings = sharding.state_sharding(
+        shapes, setup.mesh, min_size=setup.plan.mesh.fsdp_min_size
+    )
+    return abstract_like(shapes, shardings), shardings
+
+
+def _needed(stage: Stage, setup: Setup) -> list[str]:
+    """The trained networks that a stage starts from."""
+    names = [t.name for t in stage.teachers]
+    return names + ([stage.student.name] if stage.phase else [])
+
+
+def _handed_on(stage: Stage, checkpoints: Checkpoints) -> int:
+    """The checkpoint whose variables a stage hands on."""
+    step = checkpoints.best() if stage.plan.keep == "best" else checkpoints.latest()
+    if step is None:
+        raise TrainingFailed(f"stage {stage.name!r} has no checkpoint")
+    return step
+
+
+class StageRunner:
+    """Runs one stage from where its checkpoints stand to its end."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        stage: Stage,
+        workdir: Workdir,
+        writer: MetricsWriter,
+        evaluation: Evaluation,
+        stop: StopSignal,
+    ):
+        self.setup, self.stage, self.workdir = setup, stage, workdir
+        self.writer, self.evaluation, self.stop = writer, evaluation, stop
+
+    def run(
+        self, variables: Mapping[str, Variables], finished: list[str]
+    ) -> tuple[Variables, dict[str, Any], dict[str, float]]:
+        """Trains, evaluates, and hands on.
+
+        Args:
+          variables: of the teachers, and of the student if it was trained before.
+          finished: the stages before this one.
+
+        Returns:
+          The student's variables, the stage's record and metrics for the summary.
+        """
+        setup, stage, plan = self.setup, self.stage, self.setup.plan
+
+        # ------------------------------------------------------------------ data
+        batches = pipeline.train_batches(
+            setup.train,
+            batch_size=plan.data.batch_size,
+            seed=plan.seed,
+            epochs=stage.plan.epochs,
+            workers=plan.data.workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        iterator = iter(batches)
+
+        # ------------------------------------------------------------- shardings
+        abstract, shardings = abstract_state(setup, stage)
+        replicated = sharding.replicated(setup.mesh)
+
+        # ------------------------------------------------------------------ step
+        step_fn = jax.jit(
+            make_train_step(
+                student=stage.student.apply,
+                teachers=[t.apply for t in stage.teachers],
+                method=stage.method,
+                tx=stage.tx,
+                schedule=stage.schedule,
+                augmentation=plan.data.augment,
+                num_classes=setup.train.info.num_classes,
+                steps_per_epoch=stage.steps_per_epoch,
+                accumulate=stage.plan.accumulate,
+                ema=stage.plan.ema,
+            ),
+            donate_argnums=0,
+            out_shardings=(shardings, replicated),
+        )
+
+        # --------------------------------------------------------------- restore
+        checkpoints = Checkpoints(
+            self.workdir.checkpoints(stage.name), keep=plan.checkpoint.keep
+        )
+        try:
+            latest = checkpoints.latest()
+            if latest is None:
+                start = variables.get(stage.student.name) if stage.phase else None
+                state = jax.jit(
+                    lambda key, start: stage.init_state(key, start),
+                    out_shardings=shardings,
+                )(setup.key(), start)
+                first_step, clock = 0, Clock()
+            else:
+                state, record = checkpoints.restore(latest, abstract, iterator)
+                first_step, clock = latest, Clock(**record["clock"])
+                logger.info("%s: resumed at step %d", stage.name, first_step)
+            self.writer.rewind(stage.name, first_step, finished=finished)
+
+            # -------------------------------------------------------------- loop
+            teachers = tuple(variables[t.name] for t in stage.teachers)
+            state = self._loop(
+                step_fn, state, iterator, teachers, first_step, clock, checkpoints
+            )
+
+            # ---------------------------------------------------------- hand on
+            checkpoints.wait()
+            chosen = _handed_on(stage, checkpoints)
+            if chosen != int(state.step):
+                state, _ = checkpoints.restore(chosen, abstract)
+        finally:
+            checkpoints.close()
+        final = state.final_variables()
+        metrics, arrays = self.evaluation.report(stage.student, final)
+        self.workdir.add_predictions(arrays)
+        record = {
+            "name": stage.name,
+            "learner": stage.student.name,
+            "teachers": [t.name for t in stage.teachers],
+            "method": stage.weights(),
+            "epochs": stage.plan.epochs,
+            "steps": stage.total_steps,
+            "handed_on_step": chosen,
+            "seconds": clock.seconds,
+            "images_per_second": clock.images_per_second(plan.data.batch_size),
+        }
+        return final, record, metrics
+
+    def _loop(
+        self,
+        step_fn: Any,
+        state: TrainState,
+        iterator: Any,
+        teachers: tuple[Variables, ...],
+        first_step: int,
+        clock: Clock,
+        checkpoints: Checkpoints,
+    ) -> TrainState:
+        setup, stage, plan = self.setup, self.stage, self.setup.plan
+        total, per_epoch = stage.total_steps, stage.steps_per_epoch
+        window = _Window(self, first_step, clock)
+        clock.start()
+
+        bar = tqdm(
+            total=total,
+            initial=first_step,
+            desc=stage.name,
+            unit="step",
+            disable=True if jax.process_index() else None,
+        )
+        with bar:
+            for step in range(first_step + 1, total + 1):
+                fetch_start = time.monotonic()
+                batch = sharding.put_batch(next(iterator), setup.mesh)
+                window.data_seconds += time.monotonic() - fetch_start
+                state, metrics = step_fn(state, batch, teachers)
+                if step == first_step + 1:
+                    # The first step compiles; waiting keeps it out of the throughput.
+                    jax.block_until_ready(metrics)
+                window.add(metrics, timed=step != first_step + 1)
+                bar.update()
+
+                last = step == total
+                epoch_done = step % per_epoch == 0
+                epoch = step // per_epoch
+                every = plan.evaluation.every_epochs
+                judged = last or (epoch_done and every and epoch % every == 0)
+                if judged or last or step % plan.log.every_steps == 0:
+                    bar.set_postfix(window.flush(step))
+
+                # Every save stands after a flush: a loss that is not finite is
+                # never written over a good checkpoint.
+                score = None
+                if judged:
+                    score = self._evaluate(state, step, epoch)
+                    window.shown[setup.metric] = f"{score:.4f}"
+                    bar.set_postfix(window.shown)
+                    window.restart()
+                save_every = plan.checkpoint.every_steps or per_epoch
+                stopping = self._stopping(step)
+                if judged or last or stopping or step % save_every == 0:
+                    window.flush(step)
+                    clock.stop()
+                    record = {"stage": stage.name, "clock": dataclasses.asdict(clock)}
+                    checkpoints.save(step, state, iterator, record, score=score)
+                    window.restart()
+                if stopping and not last:
+                    checkpoints.wait()
+                    raise Stopped(
+                        f"stopped by {self.stop.received or 'a signal'} in stage "
+                        f"{stage.name!r} after step {step} of {total}; saved, run the "
+                        "same command again to continue"
+                    )
+        jax.block_until_ready(state)
+        clock.stop()
+        return state
+
+    def _evaluate(self, state: TrainState, step: int, epoch: int) -> float:
+        """Evaluates between epochs, writes the record, returns the score."""
+        metrics = self.evaluation.metrics(
+            self.stage.student, state.final_variables(), surface=False
+        )
+        metric = self.setup.metric
+        if metric not in metrics:
+            raise TrainingFailed(
+                f"config.evaluation.metric: no metric {metric!r}; "
+                f"evaluation gives {', '.join(metrics)}"
+            )
+        self.writer.write(
+            {
+                "kind": "eval",
+                "stage": self.stage.name,
+                "step": step,
+                "epoch": epoch,
+                "network": self.stage.student.name,
+                **metrics,
+            }
+        )
+        return float(metrics[metric])
+
+    def _stopping(self, step: int) -> bool:
+        """Whether any process was asked to stop."""
+        received = self.stop.received is not None
+        if jax.process_count() == 1:
+            return received
+        if step % self.setup.plan.log.every_steps:
+            return False
+        from jax.experimental import multihost_utils
+
+        return bool(np.any(multihost_utils.process_allgather(np.asarray(received))))
+
+
+@dataclasses.dataclass
+class Clock:
+    """Times of a stage over all its interruptions.
+
+    Attributes:
+      seconds: in the loop, with compilation, evaluation and saving.
+      step_seconds: in `steps` training steps alone, without the first of each process.
+      steps: how many those are.
+    """
+
+    seconds: float = 0.0
+    step_seconds: float = 0.0
+    steps: int = 0
+
+    def start(self) -> None:
+        self._started = time.monotonic()
+
+    def stop(self) -> None:
+        """Adds the time since `start`, and starts again."""
+        now = time.monotonic()
+        self.seconds += now - self._started
+        self._started = now
+
+    def images_per_second(self, batch_size: int) -> float:
+        """Images per second of training steps; NaN if none was timed."""
+        if not self.steps:
+            return math.nan
+        return self.steps * batch_size / self.step_seconds
+
+
+class _Window:
+    """The metrics of the steps since the last flush; they stay on the devices."""
+
+    def __init__(self, runner: StageRunner, step: int, clock: Clock):
+        self._runner, self._clock = runner, clock
+        self._first = step
+        self._metrics: list[Any] = []
+        self.shown: dict[str, str] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts the step clock, after compilation, an evaluation or a save."""
+        self._started = time.monotonic()
+        self._timed = 0
+        self.data_seconds = 0.0
+
+    def add(self, metrics: Any, *, timed: bool) -> None:
+        """Keeps the metrics of one step; a step that is not timed restarts the clock."""
+        self._metrics.append(metrics)
+        if timed:
+            self._timed += 1
+        else:
+            self.restart()
+
+    def flush(self, step: int) -> dict[str, str]:
+        """Reads the metrics, checks them and writes their means.
+
+        Raises:
+          TrainingFailed: a value is not finite; the steps and terms are named.
+        """
+        if not self._metrics:
+            return self.shown
+        setup, stage = self._runner.setup, self._runner.stage
+        values = jax.device_get(self._metrics)
+        elapsed = time.monotonic() - self._started
+        self._check(values)
+        loss = float(np.mean([v["loss"] for v in values]))
+        record = {
+            "kind": "train",
+            "stage": stage.name,
+            "step": step,
+            "epoch": step / stage.steps_per_epoch,
+            "loss": loss,
+            "terms": {
+                k: float(np.mean([v["terms"][k] for v in values]))
+                for k in values[0]["terms"]
+            },
+            "grad_norm": float(np.mean([v["grad_norm"] for v in values])),
+            "learning_rate": float(values[-1]["learning_rate"]),
+        }
+        self.shown["loss"] = f"{loss:.4f}"
+        if self._timed:
+            rate = self._timed * setup.plan.data.batch_size / elapsed
+            record["images_per_second"] = rate
+            record["step_seconds"] = elapsed / self._timed
+            record["data_seconds"] = self.data_seconds / self._timed
+            self._clock.step_seconds += elapsed
+            self._clock.steps += self._timed
+            self.shown["img/s"] = f"{rate:.0f}"
+        if stage.teachers:
+            record["teacher_share"] = teacher_share(setup, stage)
+        self._runner.writer.write(record)
+        self._metrics, self._first = [], step
+        self.restart()
+        return self.shown
+
+    def _check(self, values: list[Any]) -> None:
+        for i, value in enumerate(values):
+            bad = [k for k, v in value["terms"].items() if not np.isfinite(v)]
+            names = [k for k in ("loss", "grad_norm") if not np.isfinite(value[k])]
+            if bad or names:
+                what = ", ".join(f"term {k!r}" for k in bad) or names[0]
+                raise TrainingFailed(
+                    f"stage {self._runner.stage.name!r}, step {self._first + i + 1}: "
+                    f"{what} is not finite; the last checkpoint is good. Try a lower "
+                    "learning rate, optimizer.clip_norm or precision='float32'"
+                )
+
+
+def teacher_share(setup: Setup, stage: Stage) -> float:
+    """The teachers' part of a step's arithmetic, counted (not measured).
+
+    A step costs one forward pass per teacher and, for the student, a forward pass and
+    twice as much for the backward pass.
+    """
+    teachers = sum(setup.costs[t.name].macs for t in stage.teachers)
+    return teachers / (teachers + 3 * setup.costs[stage.student.name].macs)

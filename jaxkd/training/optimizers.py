@@ -1,0 +1,138 @@
+"""Optimisers and schedules from plans, built from optax parts.
+
+SGD and Adam add the weight decay to the gradient before the update rule, as the
+PyTorch optimisers behind most published numbers do; AdamW and LAMB decouple it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxkd.registry import check_options
+from jaxkd.training.plan import OptimizerPlan
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+def learning_rate(
+    plan: OptimizerPlan, *, epochs: int, steps_per_epoch: int
+) -> Schedule:
+    """The learning rate as a function of the optimiser step (counted from 0).
+
+    Cosine: `end + (peak - end) (1 + cos(pi t / T)) / 2` over the epochs after the
+    warm-up. With granularity `"epoch"` the rate is constant within an epoch.
+    """
+    peak, end = plan.learning_rate, plan.end_learning_rate
+    warmup = plan.warmup_epochs
+    if warmup >= epochs:
+        raise ValueError(f"warmup_epochs {warmup} must be below epochs {epochs}")
+
+    def schedule(step: jax.Array) -> jax.Array:
+        epoch = jnp.asarray(step, jnp.float32) / steps_per_epoch
+        progress_epoch = jnp.floor(epoch) if plan.granularity == "epoch" else epoch
+        done = jnp.clip((progress_epoch - warmup) / (epochs - warmup), 0.0, 1.0)
+        if plan.schedule == "cosine":
+            rate = end + (peak - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+        elif plan.schedule == "linear":
+            rate = peak + (end - peak) * done
+        elif plan.schedule == "multistep":
+            milestones = jnp.asarray(plan.milestones, jnp.float32)
+            drops = jnp.sum(jnp.floor(epoch) >= milestones)
+            rate = peak * plan.factor ** drops.astype(jnp.float32)
+        else:
+            rate = jnp.asarray(peak)
+        if warmup:
+            # The first step already moves: (step + 1) / warm-up steps, capped at 1.
+            ramp = (epoch + 1.0 / steps_per_epoch) / warmup
+            rate = rate * jnp.minimum(ramp, 1.0)
+        return rate.astype(jnp.float32)
+
+    return schedule
+
+
+def weight_schedule(
+    *,
+    schedule: Literal["linear", "cosine", "step"],
+    start: float,
+    end: float,
+    epochs: float,
+    delay_epochs: float = 0.0,
+    steps_per_epoch: int,
+) -> Schedule:
+    """A loss weight that goes from `start` to `end` within `epochs`.
+
+    Args:
+      schedule: `linear`, `cosine` (half a period), or `step` (jumps at the end).
+      start: weight until `delay_epochs`.
+      end: weight from `delay_epochs + epochs` on.
+      epochs: length of the change.
+      delay_epochs: epochs before it begins.
+      steps_per_epoch: optimiser steps per epoch.
+    """
+    if epochs <= 0:
+        raise ValueError(f"epochs of a weight schedule must be > 0, got {epochs}")
+
+    def value(step: jax.Array) -> jax.Array:
+        epoch = jnp.asarray(step, jnp.float32) / steps_per_epoch
+        done = jnp.clip((epoch - delay_epochs) / epochs, 0.0, 1.0)
+        if schedule == "cosine":
+            done = 0.5 * (1.0 - jnp.cos(jnp.pi * done))
+        elif schedule == "step":
+            done = jnp.floor(done)
+        return (start + (end - start) * done).astype(jnp.float32)
+
+    return value
+
+
+def loss_weight(value: Any, *, steps_per_epoch: int) -> float | Schedule:
+    """A weight from a config: a number, or the options of `weight_schedule`.
+
+    Raises:
+      TypeError: neither, or an unknown option.
+      ValueError: an impossible option.
+    """
+    if isinstance(value, Mapping):
+        options = {**value, "steps_per_epoch": steps_per_epoch}
+        check_options(weight_schedule, options, "weight schedule")
+        return weight_schedule(**options)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"weight must be a number or a schedule, got {value!r}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"weight must be finite and >= 0, got {value}")
+    return float(value)
+
+
+def optimizer(plan: OptimizerPlan, schedule: Schedule) -> optax.GradientTransformation:
+    """The optax transformation of a plan; `schedule` gives its learning rate."""
+    parts: list[optax.GradientTransformation] = []
+    if plan.clip_norm is not None:
+        parts.append(optax.clip_by_global_norm(plan.clip_norm))
+    decay = optax.add_decayed_weights(
+        plan.weight_decay,
+        mask=_kernels if plan.weight_decay_mask == "kernels" else None,
+    )
+    coupled = plan.name in ("sgd", "adam")
+    if plan.weight_decay and coupled:
+        parts.append(decay)
+    if plan.name == "sgd":
+        if plan.momentum:
+            parts.append(optax.trace(plan.momentum, nesterov=plan.nesterov))
+    else:
+        parts.append(optax.scale_by_adam(plan.beta1, plan.beta2, plan.epsilon))
+    if plan.weight_decay and not coupled:
+        parts.append(decay)
+    if plan.name == "lamb":
+        parts.append(optax.scale_by_trust_ratio())
+    parts.append(optax.scale_by_learning_rate(schedule))
+    return optax.chain(*parts)
+
+
+def _kernels(params: Any) -> Any:
+    """Marks parameters with two axes or more: kernels, not biases or norm scales."""
+    return jax.tree.map(lambda p: p.ndim >= 2, params)

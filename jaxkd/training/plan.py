@@ -1,0 +1,298 @@
+"""The plan of a run: what a config says, as frozen dataclasses that check themselves.
+
+Nothing below `main` ever sees a ConfigDict. These classes check what can be known
+without data or networks; `jaxkd.training.setup` builds the objects and checks the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from jaxkd.data.augment import Augmentation
+from jaxkd.training.schema import ConfigError, build
+
+
+def _positive(owner: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} must be > 0, got {value}")
+
+
+def _not_negative(owner: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value is not None and value < 0:
+            raise ValueError(f"{name} must be >= 0, got {value}")
+
+
+def _fraction(owner: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value is not None and not 0 <= value < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {value}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkPlan:
+    """A network by the name of its family, with its options (`width_factor`, ...)."""
+
+    name: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataPlan:
+    """Where records come from and how they are batched.
+
+    Attributes:
+      source: name of a data source.
+      path: its file or folder, if it has one.
+      batch_size: records per optimiser step, over all devices and processes.
+      workers: processes that read and decode; 0 reads in threads.
+      on_error: what a damaged file does: `"raise"`, or `"skip"` and count.
+      augment: what happens to a batch on the device.
+      options: further options of the source.
+    """
+
+    source: str
+    path: str | None = None
+    batch_size: int
+    workers: int = 0
+    on_error: Literal["raise", "skip"] = "raise"
+    augment: Augmentation = dataclasses.field(default_factory=Augmentation)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        _positive(self, "batch_size")
+        _not_negative(self, "workers")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerPlan:
+    """An optax optimiser with its learning-rate schedule.
+
+    Attributes:
+      name: `sgd` and `adam` add the weight decay to the gradient (as PyTorch does);
+        `adamw` and `lamb` decouple it.
+      learning_rate: the peak learning rate.
+      schedule: its course after the warm-up.
+      end_learning_rate: where `cosine` and `linear` end.
+      warmup_epochs: linear warm-up from 0.
+      milestones: epochs after which `multistep` multiplies by `factor`.
+      granularity: whether the rate changes at every step or at every epoch.
+      momentum: of SGD.
+      weight_decay: strength; `weight_decay_mask` says on which parameters
+        (`kernels`: those with two axes or more).
+      clip_norm: bound of the global gradient norm.
+    """
+
+    name: Literal["sgd", "adam", "adamw", "lamb"] = "sgd"
+    learning_rate: float
+    schedule: Literal["constant", "cosine", "linear", "multistep"] = "constant"
+    end_learning_rate: float = 0.0
+    warmup_epochs: float = 0.0
+    milestones: tuple[int, ...] = ()
+    factor: float = 0.1
+    granularity: Literal["step", "epoch"] = "step"
+    momentum: float = 0.9
+    nesterov: bool = False
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    weight_decay_mask: Literal["all", "kernels"] = "all"
+    clip_norm: float | None = None
+
+    def __post_init__(self):
+        _positive(self, "learning_rate", "factor", "epsilon", "clip_norm")
+        _not_negative(self, "end_learning_rate", "warmup_epochs", "weight_decay")
+        _fraction(self, "momentum", "beta1", "beta2")
+        if self.schedule == "multistep" and not self.milestones:
+            raise ValueError("schedule 'multistep' needs milestones, e.g. (150, 180)")
+        if self.schedule != "multistep" and self.milestones:
+            raise ValueError(
+                f"milestones are for schedule 'multistep', not {self.schedule!r}"
+            )
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must increase, got {self.milestones}")
+        if self.end_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"end_learning_rate {self.end_learning_rate} is above "
+                f"learning_rate {self.learning_rate}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """Who learns, from whom, by which method, for how long.
+
+    Attributes:
+      method: the parts of the loss by name, e.g.
+        `{"ce": {"weight": 0.1}, "kd": {"weight": 0.9, "temperature": 4.0}}`.
+        `weight` is a number or a schedule
+        (`{"schedule": "linear", "start": 0.0, "end": 1.0, "epochs": 20}`).
+      epochs: passes over the training split.
+      optimizer: see `OptimizerPlan`.
+      learner: the network that learns; the stage's own name if not given. A network
+        that an earlier stage trained goes on from there.
+      teachers: networks that earlier stages trained.
+      accumulate: micro-batches per optimiser step.
+      ema: decay of the running average of the variables that is evaluated and handed
+        on, or None.
+      keep: hand on the variables of the last step or of the best evaluation.
+    """
+
+    method: Mapping[str, Mapping[str, Any]]
+    epochs: int
+    optimizer: OptimizerPlan
+    learner: str | None = None
+    teachers: tuple[str, ...] = ()
+    accumulate: int = 1
+    ema: float | None = None
+    keep: Literal["last", "best"] = "last"
+
+    def __post_init__(self):
+        _positive(self, "epochs", "accumulate")
+        _fraction(self, "ema")
+        if not self.method:
+            raise ValueError("method names no loss, e.g. {'ce': {'weight': 1.0}}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """How networks are judged on the test split.
+
+    Attributes:
+      every_epochs: evaluation between epochs; None evaluates at the end only.
+      batch_size: records per evaluation batch; the training batch size if None.
+      metric: the metric that tells the best checkpoint (larger is better); `dice` or
+        `accuracy` if None.
+      threshold: foreground probability of a two-class segmentation.
+    """
+
+    every_epochs: int | None = 1
+    batch_size: int | None = None
+    metric: str | None = None
+    threshold: float = 0.5
+
+    def __post_init__(self):
+        _positive(self, "every_epochs", "batch_size")
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold must be in (0, 1), got {self.threshold}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointPlan:
+    """When the whole state is saved: every `every_steps`, or after every epoch."""
+
+    every_steps: int | None = None
+    keep: int = 1
+
+    def __post_init__(self):
+        _positive(self, "every_steps", "keep")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogPlan:
+    """How often metrics are read from the devices, and where they go."""
+
+    every_steps: int = 20
+    tensorboard: bool = False
+
+    def __post_init__(self):
+        _positive(self, "every_steps")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshPlan:
+    """Devices along the axes `data` (-1: all that are left) and `fsdp`.
+
+    Arrays with at least `fsdp_min_size` elements are sharded over `fsdp`.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    fsdp_min_size: int = 4096
+
+    def __post_init__(self):
+        _positive(self, "fsdp", "fsdp_min_size")
+        if self.data == 0 or self.data < -1:
+            raise ValueError(f"data must be > 0, or -1 for all devices, got {self.data}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A whole run. `from_config` makes it from the nested dicts of a config."""
+
+    networks: Mapping[str, NetworkPlan]
+    stages: Mapping[str, StagePlan]
+    data: DataPlan
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    evaluation: EvaluationPlan = dataclasses.field(default_factory=EvaluationPlan)
+    checkpoint: CheckpointPlan = dataclasses.field(default_factory=CheckpointPlan)
+    log: LogPlan = dataclasses.field(default_factory=LogPlan)
+    mesh: MeshPlan = dataclasses.field(default_factory=MeshPlan)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not self.stages:
+            raise ValueError("stages: none; a run needs at least one stage")
+        if self.seed < 0:
+            raise ValueError(f"seed must be >= 0, got {self.seed}")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Plan:
+        """Checks a config and returns the plan.
+
+        Raises:
+          ConfigError: one line that names the key, the value and the remedy.
+        """
+        plan = build(cls, config, "config")
+        _check_names(plan)
+        return plan
+
+    def learner(self, stage: str) -> str:
+        """The network that learns in a stage."""
+        return self.stages[stage].learner or stage
+
+
+def _check_names(plan: Plan) -> None:
+    """Stages must name networks, and teachers must have been trained before."""
+    known = ", ".join(plan.networks) or "none"
+    trained: set[str] = set()
+    for name, stage in plan.stages.items():
+        path = f"config.stages.{name}"
+        learner = plan.learner(name)
+        if learner not in plan.networks:
+            hint = "" if stage.learner else " (the stage's name; or set learner)"
+            raise ConfigError(
+                f"{path}.learner: no network {learner!r}{hint}; networks: {known}"
+            )
+        for teacher in stage.teachers:
+            if teacher not in plan.networks:
+                raise ConfigError(
+                    f"{path}.teachers: no network {teacher!r}; networks: {known}"
+                )
+            if teacher == learner:
+                raise ConfigError(f"{path}.teachers: {teacher!r} is the learner itself")
+            if teacher not in trained:
+                raise ConfigError(
+                    f"{path}.teachers: {teacher!r} is not trained by an earlier stage; "
+                    f"trained so far: {', '.join(sorted(trained)) or 'none'}"
+                )
+        if plan.data.batch_size % stage.accumulate:
+            raise ConfigError(
+                f"{path}.accumulate: {stage.accumulate} does not divide "
+                f"config.data.batch_size {plan.data.batch_size}"
+            )
+        trained.add(learner)
+    unused = [n for n in plan.networks if n not in trained]
+    if unused:
+        raise ConfigError(
+            f"config.networks.{unused[0]}: no stage trains it; "
+            f"stages train {', '.join(sorted(trained))}"
+        )

@@ -1,0 +1,262 @@
+"""The one train step, and the evaluation step.
+
+`augment -> teachers -> student -> terms -> weighted sum -> gradient -> update`: a pure
+function of (state, batch, teachers' variables). Random numbers come from
+`fold_in(state.key, state.step)`, so a resumed run draws what the unbroken run would
+have drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxkd.data.augment import Augmentation
+from jaxkd.distill.method import Method, weight_at
+from jaxkd.layers import Outputs
+from jaxkd.training.network import ApplyFn, Network, Variables
+from jaxkd.training.optimizers import Schedule
+from jaxkd.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, Any]
+StepFn = Callable[[TrainState, Batch, tuple[Variables, ...]], tuple[TrainState, Metrics]]
+
+# Streams of random numbers drawn from one key.
+_AUGMENT, _METHOD, _NETWORK = range(3)
+
+
+def init_state(
+    key: jax.Array,
+    *,
+    student: Network,
+    method: Method,
+    teachers: Sequence[Network],
+    tx: optax.GradientTransformation,
+    ema: float | None = None,
+    variables: Variables | None = None,
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      key: the run's key. Networks of one architecture start equal for equal keys.
+      student: the network that learns.
+      method: how it learns.
+      teachers: from whom.
+      tx: the optimiser.
+      ema: whether to keep a running average (its decay is the step's matter).
+      variables: the student's variables if an earlier stage trained it.
+    """
+    init_key, method_key, run_key = jax.random.split(key, 3)
+    if variables is None:
+        variables = student.init(init_key)
+    else:
+        # A copy: the state is donated, and others may still read these variables.
+        variables = jax.tree.map(jnp.copy, variables)
+    specs = tuple(t.spec for t in teachers)
+    method_params, memory = method.init(method_key, student.spec, specs)
+    params = {"network": variables["params"], "method": method_params}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=run_key,
+        params=params,
+        collections={k: v for k, v in variables.items() if k != "params"},
+        opt_state=tx.init(params),
+        memory=memory,
+        # A copy: the average must not share buffers with params that are donated.
+        average=None if ema is None else jax.tree.map(jnp.copy, variables),
+    )
+
+
+def make_train_step(
+    *,
+    student: ApplyFn,
+    teachers: Sequence[ApplyFn],
+    method: Method,
+    tx: optax.GradientTransformation,
+    schedule: Schedule,
+    augmentation: Augmentation,
+    num_classes: int,
+    steps_per_epoch: int,
+    accumulate: int = 1,
+    ema: float | None = None,
+) -> StepFn:
+    """Makes `step(state, batch, teacher_variables) -> (state, metrics)`.
+
+    Args:
+      student: the learner's apply function.
+      teachers: the teachers' apply functions, run in evaluation mode behind a
+        stop-gradient.
+      method: the losses.
+      tx: the optimiser.
+      schedule: its learning rate, for the metrics.
+      augmentation: applied to the batch first.
+      num_classes: for soft targets of mixed images.
+      steps_per_epoch: to tell the epoch from the step.
+      accumulate: micro-batches per step. Gradients are averaged; batch-norm and
+        batch-coupled losses see one micro-batch at a time.
+      ema: decay of the running average of the variables.
+
+    Returns:
+      The pure step. Its metrics are `loss`, `terms` (unweighted means, float32),
+      `learning_rate` and `grad_norm`.
+    """
+
+    def loss_fn(
+        params: dict[str, Any],
+        collections: Variables,
+        memory: Any,
+        batch: Batch,
+        teacher_outputs: tuple[Outputs, ...],
+        key: jax.Array,
+        step: jax.Array,
+    ) -> tuple[jax.Array, Any]:
+        outputs, collections = student(
+            {"params": params["network"], **collections},
+            batch["image"],
+            train=True,
+            key=jax.random.fold_in(key, _NETWORK),
+        )
+        terms, memory = method.terms(
+            params["method"],
+            memory,
+            outputs,
+            teacher_outputs,
+            batch,
+            jax.random.fold_in(key, _METHOD),
+            step,
+        )
+        means = {k: jnp.mean(v.astype(jnp.float32)) for k, v in terms.items()}
+        loss = sum(
+            (weight_at(method.weights[k], step) * v for k, v in means.items()),
+            start=jnp.zeros((), jnp.float32),
+        )
+        return loss, (means, collections, memory)
+
+    def micro_step(
+        state: TrainState,
+        collections: Variables,
+        memory: Any,
+        batch: Batch,
+        teacher_variables: tuple[Variables, ...],
+        key: jax.Array,
+    ) -> Any:
+        teacher_outputs = tuple(
+            jax.lax.stop_gradient(
+                apply(variables, batch["image"], train=False, key=None)[0]
+            )
+            for apply, variables in zip(teachers, teacher_variables, strict=True)
+        )
+        return jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, collections, memory, batch, teacher_outputs, key, state.step
+        )
+
+    def accumulated(
+        state: TrainState,
+        batch: Batch,
+        teacher_variables: tuple[Variables, ...],
+        key: jax.Array,
+    ) -> Any:
+        # [batch] -> [accumulate, batch / accumulate]; taking every n-th record keeps
+        # each device's records on that device.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+
+        def body(carry: Any, xs: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+            sums, collections, memory = carry
+            i, part = xs
+            (loss, (means, collections, memory)), grads = micro_step(
+                state, collections, memory, part, teacher_variables,
+                jax.random.fold_in(key, i),
+            )  # fmt: skip
+            sums = jax.tree.map(jnp.add, sums, (loss, means, grads))
+            return (sums, collections, memory), None
+
+        first = jax.tree.map(lambda x: x[0], parts)
+        (loss, (means, _, _)), grads = jax.eval_shape(
+            micro_step, state, state.collections, state.memory, first,
+            teacher_variables, key,
+        )  # fmt: skip
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), (loss, means, grads)
+        )
+        (sums, collections, memory), _ = jax.lax.scan(
+            body,
+            (zeros, state.collections, state.memory),
+            (jnp.arange(accumulate), parts),
+        )
+        loss, means, grads = jax.tree.map(lambda x: x / accumulate, sums)
+        return (loss, (means, collections, memory)), grads
+
+    def step(
+        state: TrainState, batch: Batch, teacher_variables: tuple[Variables, ...]
+    ) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        batch = augmentation.train(
+            batch,
+            key=jax.random.fold_in(state.key, _AUGMENT),
+            epoch=state.step // steps_per_epoch,
+            num_classes=num_classes,
+        )
+        if accumulate == 1:
+            value_and_grads = micro_step(
+                state, state.collections, state.memory, batch, teacher_variables, key
+            )
+        else:
+            value_and_grads = accumulated(state, batch, teacher_variables, key)
+        (loss, (means, collections, memory)), grads = value_and_grads
+
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = state.average
+        if ema is not None:
+            variables = {"params": params["network"], **collections}
+            average = jax.tree.map(
+                lambda a, v: ema * a + (1.0 - ema) * v, average, variables
+            )
+        metrics = {
+            "loss": loss,
+            "terms": means,
+            "learning_rate": schedule(state.step),
+            "grad_norm": optax.tree.norm(grads),
+        }
+        new_state = TrainState(
+            step=state.step + 1,
+            key=state.key,
+            params=params,
+            collections=collections,
+            opt_state=opt_state,
+            memory=memory,
+            average=average,
+        )
+        return new_state, metrics
+
+    return step
+
+
+def make_eval_step(
+    network: ApplyFn, augmentation: Augmentation
+) -> Callable[[Variables, Mapping[str, jax.Array]], dict[str, jax.Array]]:
+    """Makes `evaluate(variables, batch) -> {"probabilities", "label"}`.
+
+    Probabilities are float32 in the shape of the logits; labels are cropped as the
+    images are.
+    """
+
+    def evaluate(
+        variables: Variables, batch: Mapping[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        batch = augmentation.evaluate(batch)
+        outputs, _ = network(variables, batch["image"], train=False, key=None)
+        logits = outputs.logits.astype(jnp.float32)
+        return {
+            "probabilities": jax.nn.softmax(logits, axis=-1),
+            "label": batch["label"],
+        }
+
+    return evaluate

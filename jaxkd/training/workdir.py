@@ -1,0 +1,242 @@
+"""The files of a run's folder, by fixed names.
+
+`config.json`, `metrics.jsonl`, `summary.json`, `predictions.npz` and, when asked for,
+`tb/`. Files that are replaced are written beside and renamed, so that a killed run
+leaves the old or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxkd.training.config import differences, jsonable
+from jaxkd.training.schema import ConfigError
+
+_PACKAGES = ("jaxkd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file so that it is there wholly or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON; NaN and infinities become null."""
+    text = json.dumps(finite_or_none(value), indent=2, allow_nan=False)
+    write_atomically(path, text.encode() + b"\n")
+
+
+def finite_or_none(value: Any) -> Any:
+    """Replaces NaN and infinities by None, and NumPy scalars by Python's."""
+    if isinstance(value, Mapping):
+        return {k: finite_or_none(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_none(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    found = {"python": sys.version.split()[0]}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_revision() -> str | None:
+    """The revision of the source tree, with `+changes` if it is modified."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+
+    try:
+        revision = git("rev-parse", "--short=12", "HEAD")
+        return revision + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def describe_device() -> str:
+    """The devices of the run in words, e.g. `8 x cpu (simulated)`."""
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    simulated = devices[0].platform == "cpu" and len(devices) > 1
+    suffix = " (simulated on one host)" if simulated else ""
+    return f"{len(devices)} x {kind}{suffix}"
+
+
+class Workdir:
+    """A run's folder. Only process 0 writes.
+
+    Args:
+      path: the folder; made if missing.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.writes = jax.process_index() == 0
+
+    def claim(self, config: Mapping[str, Any]) -> None:
+        """Makes the folder this config's, or checks that it already is.
+
+        Raises:
+          ConfigError: the folder holds a run of another config; the line names the
+            keys that differ. Or it cannot be written.
+        """
+        file = self.path / "config.json"
+        if file.exists():
+            old = self._read(file)["config"]
+            changes = differences(old, jsonable(config))
+            if changes:
+                shown = "; ".join(changes[:4]) + ("; ..." if len(changes) > 4 else "")
+                raise ConfigError(
+                    f"--workdir: {self.path} holds a run of another config "
+                    f"({shown}); take another --workdir or undo the change"
+                )
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self.writes:
+                record = {
+                    "config": config,
+                    "versions": versions(),
+                    "git_revision": git_revision(),
+                }
+                write_json(file, record)
+        except OSError as error:
+            raise ConfigError(
+                f"--workdir: cannot write to {self.path}: {error.strerror}"
+            ) from error
+
+    def summary(self) -> dict[str, Any]:
+        """The summary so far; empty if there is none."""
+        file = self.path / "summary.json"
+        return self._read(file) if file.exists() else {}
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Replaces `summary.json`."""
+        if self.writes:
+            write_json(self.path / "summary.json", summary)
+
+    def predictions(self) -> dict[str, np.ndarray]:
+        """The arrays of `predictions.npz`; empty if there is none."""
+        file = self.path / "predictions.npz"
+        if not file.exists():
+            return {}
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def add_predictions(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Adds arrays to `predictions.npz`, replacing those of the same names."""
+        if self.writes:
+            merged: dict[str, Any] = {**self.predictions(), **arrays}
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **merged)
+            write_atomically(self.path / "predictions.npz", buffer.getvalue())
+
+    def checkpoints(self, stage: str) -> Path:
+        """The folder of a stage's checkpoints."""
+        return self.path / "checkpoints" / stage
+
+    def _read(self, file: Path) -> dict[str, Any]:
+        try:
+            return json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--workdir: cannot read {file}: {error}") from error
+
+
+class MetricsWriter:
+    """Appends records to `metrics.jsonl` and, if asked, to TensorBoard.
+
+    Records later than where a run resumes are dropped first, so that a step never
+    appears twice.
+
+    Args:
+      workdir: the run's folder.
+      tensorboard: also write `tb/`.
+
+    Raises:
+      ImportError: TensorBoard is wanted and tensorboardX is not installed.
+    """
+
+    def __init__(self, workdir: Workdir, *, tensorboard: bool = False):
+        self._path = workdir.path / "metrics.jsonl"
+        self._file = None
+        self._board = None
+        self._enabled = workdir.writes
+        if tensorboard and self._enabled:
+            try:
+                import tensorboardX
+            except ImportError as error:
+                raise ImportError(
+                    "log.tensorboard needs tensorboardX: pip install 'jaxkd[logging]'"
+                ) from error
+            self._board = tensorboardX.SummaryWriter(str(workdir.path / "tb"))
+
+    def rewind(self, stage: str, step: int, *, finished: list[str]) -> None:
+        """Keeps the records of `finished` stages, and of `stage` up to `step`."""
+        if not self._enabled or not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_bytes().splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # the last line of a run that was killed while writing
+            at_stage = record["stage"]
+            if at_stage in finished or (at_stage == stage and record["step"] <= step):
+                kept.append(line)
+        write_atomically(self._path, b"".join(line + b"\n" for line in kept))
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends one record."""
+        if not self._enabled:
+            return
+        if self._file is None:
+            self._file = open(self._path, "a")  # noqa: SIM115
+        self._file.write(json.dumps(finite_or_none(record), allow_nan=False) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            step = int(record["step"])
+            for key, value in {**record, **record.get("terms", {})}.items():
+                if isinstance(value, int | float) and key not in ("step", "epoch"):
+                    tag = f"{record['stage']}/{record['kind']}/{key}"
+                    self._board.add_scalar(tag, value, step)
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
