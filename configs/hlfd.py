@@ -35,6 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
         )
     config = ConfigDict()
     config.seed = 0
+    config.run = ("teacher", "student_alone", "student")
     config.precision = "float32"
     if variant in ("sample", "smoke"):
         _sample(config, method, smoke=variant == "smoke")

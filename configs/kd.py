@@ -51,6 +51,7 @@ def _stages(config: ConfigDict, optimizer: dict, epochs: int, ce: float, kd: flo
 def _digits(*, smoke: bool) -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
+    config.run = ("teacher", "student_alone", "student")
     config.precision = "float32"
     config.notes = ("Handwritten digits of 8x8 pixels: a toy set, for trying things.",)
     student = dict(name="resnet8", width_factor=0.5)
@@ -74,6 +75,7 @@ def _digits(*, smoke: bool) -> ConfigDict:
 def _cifar100(teacher: str, student: str) -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
+    config.run = ("teacher", "student_alone", "student")
     config.precision = "float32"
     config.networks = dict(
         teacher=dict(name=teacher),

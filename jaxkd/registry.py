@@ -27,7 +27,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     "did you mean 'temperature'?"
     """
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(known) or 'none'}"

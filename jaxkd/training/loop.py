@@ -385,12 +385,6 @@ class StageRunner:
         metrics = self.evaluation.metrics(
             self.stage.student, state.final_variables(), surface=False
         )
-        metric = self.setup.metric
-        if metric not in metrics:
-            raise TrainingFailed(
-                f"config.evaluation.metric: no metric {metric!r}; "
-                f"evaluation gives {', '.join(metrics)}"
-            )
         self.writer.write(
             {
                 "kind": "eval",
@@ -401,7 +395,7 @@ class StageRunner:
                 **metrics,
             }
         )
-        return float(metrics[metric])
+        return float(metrics[self.setup.metric])
 
     def _stopping(self, step: int) -> bool:
         """Whether any process was asked to stop."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from jaxkd.data.augment import Augmentation
+from jaxkd.registry import nearest
 from jaxkd.training.schema import ConfigError, build
 
 
@@ -225,10 +226,22 @@ class MeshPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A whole run. `from_config` makes it from the nested dicts of a config."""
+    """A whole run. `from_config` makes it from the nested dicts of a config.
+
+    Attributes:
+      networks: by name.
+      stages: by name, in the order in which they run.
+      run: that order. A ConfigDict sorts its keys, so it is named apart; stages left
+        out do not run.
+      data: where records come from.
+      seed: of initialisation, data order and augmentation.
+      precision: of the networks' computation; parameters and losses are float32.
+      notes: lines for the report.
+    """
 
     networks: Mapping[str, NetworkPlan]
     stages: Mapping[str, StagePlan]
+    run: tuple[str, ...]
     data: DataPlan
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -239,8 +252,13 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if not self.stages:
-            raise ValueError("stages: none; a run needs at least one stage")
+        if not self.run:
+            raise ValueError("run: names no stage, e.g. ('teacher', 'student')")
+        for name in self.run:
+            if name not in self.stages:
+                raise ValueError(f"run: no stage {name!r}; {nearest(name, self.stages)}")
+        if len(set(self.run)) < len(self.run):
+            raise ValueError(f"run: a stage comes twice in {self.run}")
         if self.seed < 0:
             raise ValueError(f"seed must be >= 0, got {self.seed}")
 
@@ -252,18 +270,24 @@ class Plan:
           ConfigError: one line that names the key, the value and the remedy.
         """
         plan = build(cls, config, "config")
-        _check_names(plan)
-        return plan
+        plan = dataclasses.replace(plan, stages={n: plan.stages[n] for n in plan.run})
+        trained = _check_names(plan)
+        networks = {n: plan.networks[n] for n in trained}
+        return dataclasses.replace(plan, networks=networks)
 
     def learner(self, stage: str) -> str:
         """The network that learns in a stage."""
         return self.stages[stage].learner or stage
 
 
-def _check_names(plan: Plan) -> None:
-    """Stages must name networks, and teachers must have been trained before."""
+def _check_names(plan: Plan) -> list[str]:
+    """Checks that stages name networks and teachers that were trained before.
+
+    Returns:
+      The networks that the run trains, in the order of their first stage.
+    """
     known = ", ".join(plan.networks) or "none"
-    trained: set[str] = set()
+    trained: list[str] = []
     for name, stage in plan.stages.items():
         path = f"config.stages.{name}"
         learner = plan.learner(name)
@@ -282,17 +306,13 @@ def _check_names(plan: Plan) -> None:
             if teacher not in trained:
                 raise ConfigError(
                     f"{path}.teachers: {teacher!r} is not trained by an earlier stage; "
-                    f"trained so far: {', '.join(sorted(trained)) or 'none'}"
+                    f"trained so far: {', '.join(trained) or 'none'}"
                 )
         if plan.data.batch_size % stage.accumulate:
             raise ConfigError(
                 f"{path}.accumulate: {stage.accumulate} does not divide "
                 f"config.data.batch_size {plan.data.batch_size}"
             )
-        trained.add(learner)
-    unused = [n for n in plan.networks if n not in trained]
-    if unused:
-        raise ConfigError(
-            f"config.networks.{unused[0]}: no stage trains it; "
-            f"stages train {', '.join(sorted(trained))}"
-        )
+        if learner not in trained:
+            trained.append(learner)
+    return trained

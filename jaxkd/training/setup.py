@@ -26,6 +26,11 @@ from jaxkd.training.schema import ConfigError, at
 from jaxkd.training.state import TrainState
 from jaxkd.training.step import init_state
 
+# Metrics that can tell the best checkpoint: larger is better.
+_SCORES = {
+    "segmentation": ("dice", "iou"),
+    "classification": ("accuracy", "macro_f1"),
+}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -99,8 +104,7 @@ class Setup:
     @property
     def metric(self) -> str:
         """The metric that tells the best checkpoint."""
-        default = "dice" if self.task == "segmentation" else "accuracy"
-        return self.plan.evaluation.metric or default
+        return self.plan.evaluation.metric or _SCORES[self.task][0]
 
     @property
     def eval_batch_size(self) -> int:
@@ -122,7 +126,13 @@ def make_setup(plan: Plan) -> Setup:
     with at("config.mesh"):
         mesh = sharding.make_mesh(data=plan.mesh.data, fsdp=plan.mesh.fsdp)
     train, test = _load_data(plan)
-    for name, stage in plan.stages.items():
+    scores = _SCORES[train.info.task]
+    if plan.evaluation.metric not in (None, *scores):
+        raise ConfigError(
+            f"config.evaluation.metric: no metric {plan.evaluation.metric!r} that "
+            f"could tell the best checkpoint; take one of {', '.join(scores)}"
+        )
+    for stage in plan.stages.values():
         with at("config.data.batch_size"):
             sharding.check_batch_size(
                 plan.data.batch_size, mesh, accumulate=stage.accumulate

@@ -25,11 +25,11 @@ class TrainState:
 
     step: Leaf
     key: Leaf
-    params: dict[str, Any]
-    collections: dict[str, Any]
+    params: Any
+    collections: Any
     opt_state: Any
     memory: Any
-    average: dict[str, Any] | None
+    average: Any
 
     def variables(self) -> dict[str, Any]:
         """The network's variables as they are trained."""

@@ -208,6 +208,10 @@ class MetricsWriter:
         """Keeps the records of `finished` stages, and of `stage` up to `step`."""
         if not self._enabled or not self._path.exists():
             return
+        if self._file is not None:
+            # The file is replaced below; an open handle would write to the old one.
+            self._file.close()
+            self._file = None
         kept = []
         for line in self._path.read_bytes().splitlines():
             try:

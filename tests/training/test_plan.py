@@ -11,6 +11,7 @@ def _config():
     optimizer = {"name": "sgd", "learning_rate": 0.1}
     return {
         "seed": 1,
+        "run": ("teacher", "student"),
         "networks": {"teacher": {"name": "resnet14"}, "student": {"name": "resnet8"}},
         "data": {"source": "digits", "batch_size": 64},
         "stages": {
@@ -52,7 +53,10 @@ MISTAKES = [
     ("seed", -1, r"config: seed must be >= 0, got -1"),
     ("seed", "one", r"config\.seed: must be an integer, got 'one'"),
     ("precision", "float16", r"config\.precision: must be one of 'float32', 'bfloat16"),
-    ("stages", {}, r"config: stages: none; a run needs at least one stage"),
+    ("run", (), r"config: run: names no stage, e\.g\."),
+    ("run", ("teacher", "pupil"), r"config: run: no stage 'pupil'; known: student, te"),
+    ("run", ("teacher", "teacher"), r"config: run: a stage comes twice"),
+    ("run", ("student", "teacher"), r"'teacher' is not trained by an earlier stage"),
     ("data.batch_size", 0, r"config\.data: batch_size must be > 0, got 0"),
     ("data.batch_size", 8.5, r"config\.data\.batch_size: must be an integer"),
     ("data.workers", -1, r"config\.data: workers must be >= 0, got -1"),
@@ -83,7 +87,6 @@ MISTAKES = [
     ("stages.student.teachers", "teacher", r"\.teachers: must be a tuple of a string"),
     ("networks.student.name", 3, r"config\.networks\.student\.name: must be a string"),
     ("networks.student", {}, r"config\.networks\.student\.name: missing"),
-    ("networks.spare", {"name": "resnet8"}, r"config\.networks\.spare: no stage train"),
     ("evaluation", {"threshold": 1.0}, r"config\.evaluation: threshold must be in \(0"),
     ("evaluation", {"every_epochs": 0}, r"config\.evaluation: every_epochs must be > "),
     ("checkpoint", {"keep": 0}, r"config\.checkpoint: keep must be > 0, got 0"),
@@ -111,9 +114,18 @@ def test_a_mistake_names_the_key_the_value_and_the_remedy(key, value, message):
 def test_a_stage_whose_name_is_no_network_needs_a_learner():
     config = _config()
     config["stages"]["extra"] = config["stages"].pop("student")
+    config["run"] = ("teacher", "extra")
     with pytest.raises(
         ConfigError, match=r"extra\.learner: no network 'extra' \(the stage's name; or"
     ):
         Plan.from_config(config)
     config["stages"]["extra"]["learner"] = "student"
     assert Plan.from_config(config).learner("extra") == "student"
+
+
+def test_only_the_stages_of_the_run_and_their_networks_remain():
+    config = _config()
+    config["run"] = ("teacher",)
+    plan = Plan.from_config(config)
+    assert list(plan.stages) == ["teacher"]
+    assert list(plan.networks) == ["teacher"]

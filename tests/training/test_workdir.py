@@ -141,3 +141,12 @@ def test_a_file_is_replaced_wholly_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         workdir_lib.write_atomically(target, b"new")
     assert target.read_text() == "old"
+
+
+def test_a_writer_goes_on_after_rewinding(tmp_path):
+    writer = MetricsWriter(Workdir(tmp_path))
+    writer.write({"stage": "a", "step": 1})
+    writer.rewind("b", 0, finished=["a"])
+    writer.write({"stage": "b", "step": 1})
+    writer.close()
+    assert [r["stage"] for r in _lines(tmp_path)] == ["a", "b"]

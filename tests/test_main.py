@@ -1,0 +1,389 @@
+"""The command as a user runs it: real processes, real signals, real files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxkd import main as main_lib
+from jaxkd.training import Plan, Workdir, apply_overrides, load_config, make_setup
+from jaxkd.training.loop import load_variables
+
+ROOT = Path(__file__).parent.parent
+
+TINY = """
+from ml_collections import ConfigDict
+
+def get_config(arg=""):
+    sgd = dict(name="sgd", learning_rate=0.05, schedule="cosine")
+    stage = dict(epochs=3, optimizer=sgd)
+    return ConfigDict(dict(
+        seed=3,
+        run=("teacher", "student"),
+        networks=dict(
+            teacher=dict(name="resnet8", width_factor=0.25),
+            student=dict(name="resnet8", width_factor=0.125),
+        ),
+        data=dict(source="digits", batch_size=32, augment=dict(pad_crop=1)),
+        stages=dict(
+            teacher=dict(method=dict(ce=dict()), **stage),
+            student=dict(
+                teachers=("teacher",),
+                method=dict(ce=dict(weight=0.1), kd=dict(weight=0.9)),
+                ema=0.9,
+                **stage,
+            ),
+        ),
+        checkpoint=dict(every_steps=4),
+        log=dict(every_steps=4),
+    ))
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    path = tmp_path_factory.mktemp("configs") / "tiny.py"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def start(tiny, tmp_path_factory):
+    """Starts the command on one device, with a compilation cache for speed."""
+    cache = tmp_path_factory.mktemp("cache")
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+    def run(*arguments, config=tiny):
+        return subprocess.Popen(
+            [sys.executable, "-m", "jaxkd.main", f"--config={config}", *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return run
+
+
+def _finish(process, status):
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == status, err
+    return out, err
+
+
+def _wait_for_step(process, workdir, stage, step):
+    """Waits until a checkpoint of at least `step` is complete."""
+    deadline = time.monotonic() + 240
+    folder = workdir / "checkpoints" / stage
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        names = os.listdir(folder) if folder.exists() else []
+        if any(int(n) >= step for n in names if n.isdigit()):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no checkpoint {step} of {stage} within 240 s")
+
+
+def _records(workdir, *, without=()):
+    text = (workdir / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [{k: v for k, v in r.items() if k not in without} for r in lines]
+
+
+TIMES = ("images_per_second", "step_seconds", "data_seconds")
+
+
+def test_an_interrupted_run_ends_as_the_unbroken_one(start, tiny, tmp_path):
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    out, _ = _finish(start(f"--workdir={unbroken}"), 0)
+    assert "teacher" in out and "report" in out
+
+    process = start(f"--workdir={broken}")
+    _wait_for_step(process, broken, "teacher", 40)
+    process.kill()
+    process.communicate()
+    process = start(f"--workdir={broken}")
+    _wait_for_step(process, broken, "student", 20)
+    process.kill()
+    process.communicate()
+    process = start(f"--workdir={broken}")
+    _wait_for_step(process, broken, "student", 60)
+    process.send_signal(signal.SIGTERM)
+    _, err = _finish(process, 75)
+    assert "stopped by SIGTERM in stage 'student' after step" in err
+    assert "run the same command again" in err
+    _, err = _finish(start(f"--workdir={broken}"), 0)
+    assert "student: resumed at step" in err
+
+    setup = make_setup(Plan.from_config(load_config(str(tiny))))
+    for name in ("teacher", "student"):
+        a, b = (
+            jax.device_get(
+                load_variables(setup, Workdir(path), name, ["teacher", "student"])
+            )
+            for path in (unbroken, broken)
+        )
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    summaries = [
+        json.loads((p / "summary.json").read_text()) for p in (unbroken, broken)
+    ]
+    assert summaries[0]["results"] == summaries[1]["results"]
+    # The SIGTERM adds at most one record; no other is missing, doubled or different.
+    a, b = (_records(p, without=TIMES) for p in (unbroken, broken))
+    missing = [r for r in a if r not in b]
+    assert len(missing) <= 1
+    steps = [(r["stage"], r["kind"], r["step"]) for r in b]
+    assert len(steps) == len(set(steps)) and 0 <= len(b) - len(a) <= 1
+
+    before = (broken / "summary.json").read_bytes()
+    out, _ = _finish(start(f"--workdir={broken}"), 0)
+    assert "the run is complete" in out and "student" in out
+    assert (broken / "summary.json").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def finished(start, tmp_path_factory):
+    """A finished run of the smoke variant of configs/kd.py."""
+    workdir = tmp_path_factory.mktemp("runs") / "smoke"
+    config = "configs/kd.py:smoke"
+    out, err = _finish(start(f"--workdir={workdir}", config=config), 0)
+    return workdir, config, out, err
+
+
+def test_a_run_leaves_its_files_by_their_fixed_names(finished):
+    workdir, _, _, _ = finished
+    assert {p.name for p in workdir.iterdir()} == {
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "predictions.npz",
+        "report.html",
+        "summary.json",
+    }
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert list(summary["results"]) == ["teacher", "student_alone", "student"]
+    for stage in summary["stages"]:
+        assert {"name", "steps", "seconds", "images_per_second"} <= set(stage)
+        assert stage["images_per_second"] > 0
+    for cost in summary["costs"].values():
+        assert cost["params"] > 0 and cost["macs"] > 0
+    for metrics in summary["results"].values():
+        assert 0 <= metrics["accuracy"] <= 1
+
+
+def test_records_hold_terms_rates_and_times(finished):
+    workdir, _, _, _ = finished
+    records = _records(workdir)
+    [*_, last] = [r for r in records if r["kind"] == "train"]
+    assert last["stage"] == "student"
+    assert set(last["terms"]) == {"ce", "kd"}
+    assert set(TIMES) <= set(last)
+    assert 0 < last["teacher_share"] < 1
+    assert last["loss"] == pytest.approx(
+        0.1 * last["terms"]["ce"] + 0.9 * last["terms"]["kd"], rel=1e-5
+    )
+    assert [r["network"] for r in records if r["kind"] == "eval"] == [
+        "teacher",
+        "student_alone",
+        "student",
+    ]
+
+
+def test_what_a_newcomer_sees_is_short_and_without_warnings(finished):
+    _, _, out, err = finished
+    assert "student_alone" in out and "report:" in out
+    assert "Warning" not in err and "Traceback" not in err
+    assert len(err.splitlines()) < 20
+
+
+def test_evaluating_again_gives_the_same_numbers(finished, start):
+    workdir, config, _, _ = finished
+    before = json.loads((workdir / "summary.json").read_text())["results"]
+    out, _ = _finish(start(f"--workdir={workdir}", "--mode=eval", config=config), 0)
+    assert json.loads((workdir / "summary.json").read_text())["results"] == before
+    assert "student_alone" in out
+
+
+def test_the_report_is_written_again_when_asked(finished, start):
+    workdir, config, _, _ = finished
+    (workdir / "report.html").unlink()
+    _finish(start(f"--workdir={workdir}", "--mode=report", config=config), 0)
+    assert "<html" in (workdir / "report.html").read_text()
+
+
+def test_another_config_in_the_same_folder_is_refused(finished, start):
+    workdir, config, _, _ = finished
+    process = start(f"--workdir={workdir}", "--config.seed=5", config=config)
+    _, err = _finish(process, 2)
+    assert err.count("\n") == 1 and "config.seed: 0 -> 5" in err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
+    start, tmp_path
+):
+    process = start(
+        f"--workdir={tmp_path / 'run'}",
+        "--config.stages.teacher.optimizer.learning_rate=1e30",
+    )
+    _, err = _finish(process, 1)
+    assert "error: stage 'teacher', step " in err and "is not finite" in err
+    assert "Traceback" not in err
+
+
+def _mistake(capsys, tiny, tmp_path, *arguments):
+    """Runs a mistaken command in this process; returns what it printed."""
+    workdir = tmp_path / "run"
+    status = main_lib.main(
+        [f"--config={tiny}", f"--workdir={workdir}", *arguments]
+    )
+    captured = capsys.readouterr()
+    assert status == 2 and captured.out == ""
+    assert captured.err.count("\n") == 1 and captured.err.startswith("error: ")
+    assert not workdir.exists()
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.sed=1", "config.sed: unknown key; did you mean 'seed'?"),
+        ("--config.seed=one", "config.seed: must be an integer, got 'one'"),
+        ("--lr=1", "unknown argument '--lr=1'"),
+        ("--mode=test", "invalid choice: 'test'"),
+        (
+            "--config.stages.student.method.kd.temperature=0",
+            "config.stages.student.method.kd: temperature must be > 0",
+        ),
+        (
+            "--config.stages.student.method.kd.temprature=2",
+            "method 'kd' has no option 'temprature'; did you mean 'temperature'?",
+        ),
+        (
+            "--config.stages.student.method.kdd.weight=1",
+            "config.stages.student.method.kdd: no method 'kdd'",
+        ),
+        (
+            "--config.stages.student.method.kd.weight=-1",
+            "config.stages.student.method.kd: weight must be finite and >= 0",
+        ),
+        (
+            "--config.stages.student.teachers=()",
+            "config.stages.student.method.kd: needs 1 teacher, but",
+        ),
+        (
+            "--config.stages.teacher.method.hlfd.alpha=0.1",
+            "config.stages.teacher.method.hlfd: needs 1 teacher",
+        ),
+        (
+            "--config.stages.student.method.hlfd.alpha=0.1",
+            "config.stages.student.method: network 'student' has no tap 'e1'",
+        ),
+        (
+            "--config.networks.teacher.name=resnet99",
+            "config.networks.teacher: no network 'resnet99'",
+        ),
+        (
+            "--config.networks.teacher.width=2",
+            "network 'resnet8' has no option 'width'; did you mean 'width_factor'?",
+        ),
+        (
+            "--config.networks.teacher.num_classes=100",
+            "num_classes is 100 but the data have 10 classes",
+        ),
+        (
+            "--config.networks.teacher.name=unet",
+            "config.networks.teacher",
+        ),
+        (
+            "--config.data.batch_size=2000",
+            "config.data.batch_size: 2000 is more than the 1438 training records",
+        ),
+        (
+            "--config.data.batch_size=12",
+            "config.data.batch_size: 12 does not split over 8 devices; use 8 or 16",
+        ),
+        ("--config.data.source=cifer10", "config.data: no data source 'cifer10'; did"),
+        (
+            "--config.data.source=cifar10",
+            "config.data: data source 'cifar10' needs the option 'path'",
+        ),
+        ("--config.data.colour=True", "has no option 'colour'"),
+        ("--config.mesh.fsdp=3", "config.mesh: data 2 x fsdp 3 = 6 devices wanted"),
+        ("--config.data.augment.mean=(0.5,0.5)", "config.data.augment: mean and std"),
+        (
+            "--config.stages.teacher.optimizer.warmup_epochs=3",
+            "warmup_epochs 3 must be below epochs 3",
+        ),
+        ("--config.evaluation.metric=dice", "config.evaluation.metric: no metric 'di"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(capsys, tiny, tmp_path, argument, message):
+    assert message in _mistake(capsys, tiny, tmp_path, argument)
+
+
+def test_a_missing_file_or_folder_is_named(capsys, tiny, tmp_path):
+    text = _mistake(
+        capsys,
+        tiny,
+        tmp_path,
+        "--config.data.source=cifar10",
+        f"--config.data.path={tmp_path / 'nowhere'}",
+    )
+    assert "config.data" in text and "nowhere" in text
+
+
+def test_missing_arguments_are_one_line(capsys):
+    assert main_lib.main(["--workdir=x"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "--config" in err
+
+
+def test_report_and_eval_need_a_run(capsys, tiny, tmp_path):
+    for mode in ("report", "eval"):
+        text = _mistake(capsys, tiny, tmp_path, f"--mode={mode}")
+        assert "holds no finished stage; run with --mode=train first" in text
+
+
+def test_every_config_and_variant_makes_a_plan():
+    specs = [
+        "configs/kd.py",
+        "configs/kd.py:smoke",
+        "configs/kd.py:resnet32x4-resnet8x4",
+        "configs/kd.py:wrn_40_2-wrn_16_2",
+        "configs/hlfd.py",
+        "configs/hlfd.py:smoke",
+        "configs/hlfd.py:sample,method=hifd",
+        "configs/hlfd.py:lits",
+        "configs/hlfd.py:kits",
+    ]
+    for spec in specs:
+        plan = Plan.from_config(load_config(str(ROOT / spec)))
+        assert list(plan.stages) == ["teacher", "student_alone", "student"]
+
+
+def test_an_unknown_variant_lists_the_known_ones(capsys, tmp_path):
+    for spec in ("configs/hlfd.py:samle", "configs/kd.py:tiny"):
+        status = main_lib.main([f"--config={ROOT / spec}", f"--workdir={tmp_path}"])
+        assert status == 2
+        assert "has no variant" in capsys.readouterr().err
+
+
+def test_changed_values_reach_the_plan():
+    config = apply_overrides(
+        load_config(str(ROOT / "configs/hlfd.py")), [("seed", "7")]
+    )
+    assert Plan.from_config(config).seed == 7
