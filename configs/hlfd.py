@@ -54,9 +54,7 @@ def _networks(config: ConfigDict, width_factor: float):
     )
 
 
-def _stages(
-    config: ConfigDict, method: str, optimizer: dict, epochs: tuple[int, int]
-):
+def _stages(config: ConfigDict, method: str, optimizer: dict, epochs: tuple[int, int]):
     task = dict(focal_dice=dict(weight=1.0))
     transfer = {method: dict(weight=1.0)}
     if method == "hlfd":

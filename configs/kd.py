@@ -39,9 +39,7 @@ def _stages(config: ConfigDict, optimizer: dict, epochs: int, ce: float, kd: flo
             student_alone=dict(method=dict(ce=dict(weight=1.0)), **common),
             student=dict(
                 teachers=("teacher",),
-                method=dict(
-                    ce=dict(weight=ce), kd=dict(weight=kd, temperature=4.0)
-                ),
+                method=dict(ce=dict(weight=ce), kd=dict(weight=kd, temperature=4.0)),
                 **common,
             ),
         )

@@ -4,11 +4,25 @@ Subpackages are imported on first use, so `import jaxkd` stays fast.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxkd import (
+        analysis,
+        data,
+        distill,
+        layers,
+        losses,
+        metrics,
+        models,
+        report,
+        training,
+    )
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = (
+__all__ = [
+    "__version__",
     "analysis",
     "data",
     "distill",
@@ -18,16 +32,14 @@ _SUBPACKAGES = (
     "models",
     "report",
     "training",
-)
-
-__all__ = ["__version__", *_SUBPACKAGES]
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SUBPACKAGES:
+    if name in __all__:
         return importlib.import_module(f"jaxkd.{name}")
     raise AttributeError(f"module 'jaxkd' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_SUBPACKAGES])
+    return sorted([*globals(), *__all__])

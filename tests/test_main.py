@@ -232,9 +232,7 @@ def test_another_config_in_the_same_folder_is_refused(finished, start):
     assert err.count("\n") == 1 and "config.seed: 0 -> 5" in err
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
-    start, tmp_path
-):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(start, tmp_path):
     process = start(
         f"--workdir={tmp_path / 'run'}",
         "--config.stages.teacher.optimizer.learning_rate=1e30",
@@ -247,9 +245,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
 def _mistake(capsys, tiny, tmp_path, *arguments):
     """Runs a mistaken command in this process; returns what it printed."""
     workdir = tmp_path / "run"
-    status = main_lib.main(
-        [f"--config={tiny}", f"--workdir={workdir}", *arguments]
-    )
+    status = main_lib.main([f"--config={tiny}", f"--workdir={workdir}", *arguments])
     captured = capsys.readouterr()
     assert status == 2 and captured.out == ""
     assert captured.err.count("\n") == 1 and captured.err.startswith("error: ")

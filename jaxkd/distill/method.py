@@ -21,7 +21,7 @@ Batch = Mapping[str, jax.Array]
 Params = Any
 Memory = Any
 Terms = dict[str, jax.Array]
-Weight = float | Callable[[jax.Array], jax.Array]
+Weight = float | Callable[[jax.Array], jax.Array | float]
 
 
 @runtime_checkable
@@ -33,7 +33,9 @@ class InitFn(Protocol):
 
     def __call__(
         self, key: jax.Array, student: NetworkSpec, teachers: tuple[NetworkSpec, ...]
-    ) -> tuple[Params, Memory]: ...
+    ) -> tuple[Params, Memory]:
+        """Returns what the method trains and what it remembers."""
+        ...
 
 
 @runtime_checkable
@@ -53,7 +55,9 @@ class TermsFn(Protocol):
         batch: Batch,
         key: jax.Array,
         step: jax.Array,
-    ) -> tuple[Terms, Memory]: ...
+    ) -> tuple[Terms, Memory]:
+        """Returns unreduced losses and the new memory."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

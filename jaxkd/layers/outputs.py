@@ -53,6 +53,7 @@ class NetworkSpec:
 
     @property
     def num_classes(self) -> int:
+        """The number of logits per example or pixel."""
         return self.logits[-1]
 
     def tap(self, name: str) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ class Evaluation:
 
     def __init__(self, setup: Setup):
         self._setup = setup
-        self._steps: dict[str, Callable[..., jax.Array]] = {}
+        self._steps: dict[str, Callable[..., Any]] = {}
         count = min(MAX_PREDICTIONS, len(setup.test))
         self._shown = np.linspace(0, len(setup.test) - 1, count).astype(int)
 
@@ -114,9 +114,8 @@ class Evaluation:
             # The step returns labels cropped as the network saw the images.
             records = {**arrays, **step(variables, arrays)}
             if jax.process_count() > 1:
-                host = multihost_utils.process_allgather(records, tiled=True)
-            else:
-                host = jax.device_get(records)
+                records = multihost_utils.process_allgather(records, tiled=True)
+            host: Any = jax.device_get(records)
             valid = host.pop("valid")
             yield {k: np.asarray(v)[valid] for k, v in host.items()}
 

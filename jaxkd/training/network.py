@@ -34,7 +34,9 @@ class ApplyFn(Protocol):
         *,
         train: bool,
         key: jax.Array | None,
-    ) -> tuple[Outputs, Variables]: ...
+    ) -> tuple[Outputs, Variables]:
+        """Runs the network."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

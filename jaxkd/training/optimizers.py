@@ -17,7 +17,7 @@ import optax
 from jaxkd.registry import check_options
 from jaxkd.training.plan import OptimizerPlan
 
-Schedule = Callable[[jax.Array], jax.Array]
+Schedule = Callable[[Any], jax.Array]
 
 
 def learning_rate(

@@ -221,7 +221,9 @@ class MeshPlan:
     def __post_init__(self):
         _positive(self, "fsdp", "fsdp_min_size")
         if self.data == 0 or self.data < -1:
-            raise ValueError(f"data must be > 0, or -1 for all devices, got {self.data}")
+            raise ValueError(
+                f"data must be > 0, or -1 for all devices, got {self.data}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -256,7 +258,9 @@ class Plan:
             raise ValueError("run: names no stage, e.g. ('teacher', 'student')")
         for name in self.run:
             if name not in self.stages:
-                raise ValueError(f"run: no stage {name!r}; {nearest(name, self.stages)}")
+                raise ValueError(
+                    f"run: no stage {name!r}; {nearest(name, self.stages)}"
+                )
         if len(set(self.run)) < len(self.run):
             raise ValueError(f"run: a stage comes twice in {self.run}")
         if self.seed < 0:

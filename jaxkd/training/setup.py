@@ -62,6 +62,7 @@ class Stage:
 
     @property
     def total_steps(self) -> int:
+        """Optimiser steps of the whole stage."""
         return self.plan.epochs * self.steps_per_epoch
 
     def weights(self) -> dict[str, float | str]:
@@ -99,6 +100,7 @@ class Setup:
 
     @property
     def task(self) -> str:
+        """`"classification"` or `"segmentation"`."""
         return self.train.info.task
 
     @property

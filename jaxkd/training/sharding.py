@@ -20,7 +20,7 @@ BATCH_AXES = ("data", "fsdp")
 
 
 def make_mesh(
-    *, data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None
+    *, data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
     """A mesh with the axes `data` and `fsdp` over all (or the given) devices.
 
@@ -38,8 +38,7 @@ def make_mesh(
         data = max(count // fsdp, 1)
     if data * fsdp != count:
         raise ValueError(
-            f"data {data} x fsdp {fsdp} = {data * fsdp} devices wanted, "
-            f"{count} present"
+            f"data {data} x fsdp {fsdp} = {data * fsdp} devices wanted, {count} present"
         )
     return jax.make_mesh(
         (data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices

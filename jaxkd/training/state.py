@@ -36,5 +36,5 @@ class TrainState:
         return {"params": self.params["network"], **self.collections}
 
     def final_variables(self) -> dict[str, Any]:
-        """The variables to evaluate and hand on: the running average if there is one."""
+        """The variables to hand on: the running average if there is one."""
         return self.variables() if self.average is None else self.average

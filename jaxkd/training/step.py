@@ -24,7 +24,9 @@ from jaxkd.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, Any]
-StepFn = Callable[[TrainState, Batch, tuple[Variables, ...]], tuple[TrainState, Metrics]]
+StepFn = Callable[
+    [TrainState, Batch, tuple[Variables, ...]], tuple[TrainState, Metrics]
+]
 
 # Streams of random numbers drawn from one key.
 _AUGMENT, _METHOD, _NETWORK = range(3)
@@ -52,23 +54,24 @@ def init_state(
       variables: the student's variables if an earlier stage trained it.
     """
     init_key, method_key, run_key = jax.random.split(key, 3)
-    if variables is None:
-        variables = student.init(init_key)
-    else:
-        # A copy: the state is donated, and others may still read these variables.
-        variables = jax.tree.map(jnp.copy, variables)
+    # A copy if given: the state is donated, and others may still read the variables.
+    initial: Variables = (
+        student.init(init_key)
+        if variables is None
+        else jax.tree.map(jnp.copy, variables)
+    )
     specs = tuple(t.spec for t in teachers)
     method_params, memory = method.init(method_key, student.spec, specs)
-    params = {"network": variables["params"], "method": method_params}
+    params = {"network": initial["params"], "method": method_params}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         key=run_key,
         params=params,
-        collections={k: v for k, v in variables.items() if k != "params"},
+        collections={k: v for k, v in initial.items() if k != "params"},
         opt_state=tx.init(params),
         memory=memory,
         # A copy: the average must not share buffers with params that are donated.
-        average=None if ema is None else jax.tree.map(jnp.copy, variables),
+        average=None if ema is None else jax.tree.map(jnp.copy, initial),
     )
 
 
@@ -212,13 +215,11 @@ def make_train_step(
         (loss, (means, collections, memory)), grads = value_and_grads
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         average = state.average
         if ema is not None:
             variables = {"params": params["network"], **collections}
-            average = jax.tree.map(
-                lambda a, v: ema * a + (1.0 - ema) * v, average, variables
-            )
+            average = _blend(state.average, variables, ema)
         metrics = {
             "loss": loss,
             "terms": means,
@@ -237,6 +238,11 @@ def make_train_step(
         return new_state, metrics
 
     return step
+
+
+def _blend(average: Any, variables: Any, decay: float) -> Any:
+    """The running average after one more step."""
+    return jax.tree.map(lambda a, v: decay * a + (1.0 - decay) * v, average, variables)
 
 
 def make_eval_step(

@@ -72,7 +72,9 @@ def test_a_weight_for_an_unknown_part_is_refused():
 
 def test_a_method_that_returns_other_terms_than_it_weighs_is_refused():
     method = compose({"a": _method(["x"], weights={"y": 1.0})})
-    with pytest.raises(ValueError, match=r"returned terms \['x'\].*weights for \['y'\]"):
+    with pytest.raises(
+        ValueError, match=r"returned terms \['x'\].*weights for \['y'\]"
+    ):
         _run(method)
 
 

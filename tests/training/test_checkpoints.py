@@ -24,7 +24,10 @@ class _Source:
         return 10
 
     def __getitem__(self, index):
-        return {"image": np.full((2, 2, 1), index, np.uint8), "label": np.array(0, np.int32)}
+        return {
+            "image": np.full((2, 2, 1), index, np.uint8),
+            "label": np.array(0, np.int32),
+        }
 
 
 def _iterator():

@@ -121,7 +121,8 @@ def test_differences_name_changed_added_and_removed_keys():
 
 def test_a_config_equals_itself_after_json():
     config = {"a": (1, 2), "b": {"c": None}}
-    assert config_lib.differences(
-        config_lib.jsonable(config), config_lib.jsonable(config)
-    ) == []
+    assert (
+        config_lib.differences(config_lib.jsonable(config), config_lib.jsonable(config))
+        == []
+    )
     assert config_lib.jsonable(config) == {"a": [1, 2], "b": {"c": None}}

@@ -38,9 +38,7 @@ def test_multistep_drops_after_each_milestone():
         learning_rate=1.0, schedule="multistep", milestones=(2, 3), factor=0.1
     )
     rates = _rates(plan, epochs=4, steps_per_epoch=2)
-    np.testing.assert_allclose(
-        rates, [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6
-    )
+    np.testing.assert_allclose(rates, [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
 
 
 def test_warmup_rises_linearly_and_reaches_the_peak():

@@ -98,7 +98,9 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "message"), MISTAKES, ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize(
+    ("key", "value", "message"), MISTAKES, ids=lambda v: str(v)[:40]
+)
 def test_a_mistake_names_the_key_the_value_and_the_remedy(key, value, message):
     config = copy.deepcopy(_config())
     node = config

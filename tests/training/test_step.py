@@ -27,9 +27,7 @@ def test_one_step_is_gradient_descent_on_the_mean_cross_entropy(make_kit, batch)
     images = jnp.asarray(batch["image"])
 
     def loss(params):
-        outputs, _ = kit.student.apply(
-            {"params": params}, images, train=True, key=None
-        )
+        outputs, _ = kit.student.apply({"params": params}, images, train=True, key=None)
         return optax.softmax_cross_entropy_with_integer_labels(
             outputs.logits, batch["label"]
         ).mean()
@@ -223,7 +221,5 @@ def test_the_evaluation_step_returns_probabilities(make_kit, batch):
     images = jnp.asarray(batch["image"])
     outputs, _ = kit.student.apply(variables, images, train=False, key=None)
     assert probabilities.dtype == jnp.float32
-    np.testing.assert_allclose(
-        probabilities, jax.nn.softmax(outputs.logits), rtol=1e-6
-    )
+    np.testing.assert_allclose(probabilities, jax.nn.softmax(outputs.logits), rtol=1e-6)
     np.testing.assert_allclose(probabilities.sum(-1), 1.0, rtol=1e-6)
