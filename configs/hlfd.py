@@ -4,7 +4,8 @@ Commands:
     python -m jaxkd.main --config=configs/hlfd.py --workdir=runs/hlfd
     python -m jaxkd.main --config=configs/hlfd.py:smoke --workdir=runs/smoke
     python -m jaxkd.main --config=configs/hlfd.py:lits \
-        --config.data.path=/data/lits --workdir=runs/lits
+        --config.data.path=/data/lits --config.data.cache=/data/lits-cache \
+        --workdir=runs/lits
     python -m jaxkd.main --config=configs/hlfd.py:sample,method=hifd --workdir=...
 
 Variants:
@@ -13,16 +14,28 @@ Variants:
     lits, kits   tumour segmentation at the scale of the paper: 384x384 crops, full
         U-Net++ teacher (100 epochs) and ResNet-18 student (120 epochs), the recipe of
         the authors' code. Meant for a GPU or TPU.
-After a comma, `method=NAME` trains the student by another method of the same code:
-`seg_at`, `seg_skd`, `seg_deep`, `hifd`, `ifd`, `emkd`.
+    table    as sample, with one student for every method below.
+After a comma, `method=NAME` trains the student by another method: `hlfd_learned`
+(projections learned with the student), `hlfd_fixed` (sampled once), or the baselines of
+the same code `seg_at`, `seg_skd`, `seg_deep`, `hifd`, `ifd`, `emkd`.
 
 Expected: see docs/methods/hlfd.md.
 """
 
 from ml_collections import ConfigDict, config_dict
 
-VARIANTS = ("sample", "smoke", "lits", "kits")
-METHODS = ("hlfd", "seg_at", "seg_skd", "seg_deep", "hifd", "ifd", "emkd")
+VARIANTS = ("sample", "smoke", "table", "lits", "kits")
+METHODS = (
+    "hlfd",
+    "hlfd_learned",
+    "hlfd_fixed",
+    "seg_at",
+    "seg_skd",
+    "seg_deep",
+    "hifd",
+    "ifd",
+    "emkd",
+)
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -35,48 +48,57 @@ def get_config(arg: str = "") -> ConfigDict:
         )
     config = ConfigDict()
     config.seed = 0
-    config.run = ("teacher", "student_alone", "student")
     config.precision = "float32"
-    if variant in ("sample", "smoke"):
-        _sample(config, method, smoke=variant == "smoke")
+    students = {"student_alone": "none", "student": method}
+    if variant == "table":
+        students = {"student_alone": "none", **{name: name for name in METHODS}}
+    if variant in ("lits", "kits"):
+        _paper(config, students, source={"lits": "lits", "kits": "kits19"}[variant])
     else:
-        _paper(config, method, source={"lits": "lits", "kits": "kits19"}[variant])
+        _sample(config, students, smoke=variant == "smoke")
     config.mesh = dict(data=-1, fsdp=1)
     return config
 
 
-def _networks(config: ConfigDict, width_factor: float):
-    student = dict(name="resnet18_seg", width_factor=width_factor)
-    config.networks = dict(
-        teacher=dict(name="unetpp", width_factor=width_factor),
-        student_alone=dict(student),
-        student=dict(student),
-    )
-
-
-def _stages(config: ConfigDict, method: str, optimizer: dict, epochs: tuple[int, int]):
-    task = dict(focal_dice=dict(weight=1.0))
-    transfer = {method: dict(weight=1.0)}
-    if method == "hlfd":
-        transfer = dict(
-            hlfd=dict(
-                weight=1.0, alpha=0.1, beta=0.9, temperature=4.0, projection="resample"
-            )
+def _transfer(method: str) -> dict:
+    """The part of the loss that comes from the teacher."""
+    if method == "none":
+        return {}
+    name, _, projection = method.partition("_")
+    if name == "hlfd":
+        options = dict(alpha=0.1, beta=0.9, temperature=4.0)
+        return dict(
+            hlfd=dict(weight=1.0, projection=projection or "resample", **options)
         )
+    return {method: dict(weight=1.0)}
+
+
+def _stages(
+    config: ConfigDict,
+    students: dict[str, str],
+    *,
+    width_factor: float,
+    optimizer: dict,
+    epochs: tuple[int, int],
+):
+    """The teacher, then one student for each of `students` (network -> method)."""
+    task = dict(focal_dice=dict(weight=1.0))
+    config.networks = dict(teacher=dict(name="unetpp", width_factor=width_factor))
     config.stages = dict(
-        teacher=dict(method=task, epochs=epochs[0], optimizer=optimizer),
-        student_alone=dict(method=task, epochs=epochs[1], optimizer=optimizer),
-        student=dict(
-            teachers=("teacher",),
-            method=dict(**task, **transfer),
+        teacher=dict(method=task, epochs=epochs[0], optimizer=optimizer)
+    )
+    for student, method in students.items():
+        config.networks[student] = dict(name="resnet18_seg", width_factor=width_factor)
+        config.stages[student] = dict(
+            teachers=() if method == "none" else ("teacher",),
+            method=dict(**task, **_transfer(method)),
             epochs=epochs[1],
             optimizer=optimizer,
-        ),
-    )
+        )
+    config.run = ("teacher", *students)
 
 
-def _sample(config: ConfigDict, method: str, *, smoke: bool):
-    _networks(config, width_factor=1 / 16 if smoke else 1 / 8)
+def _sample(config: ConfigDict, students: dict[str, str], *, smoke: bool):
     config.data = dict(
         source="liver_ct_sample",
         path=config_dict.placeholder(str),
@@ -93,7 +115,13 @@ def _sample(config: ConfigDict, method: str, *, smoke: bool):
         end_learning_rate=1e-6,
         granularity="epoch",
     )
-    _stages(config, method, optimizer, epochs=(1, 1) if smoke else (20, 24))
+    _stages(
+        config,
+        students,
+        width_factor=1 / 16 if smoke else 1 / 8,
+        optimizer=optimizer,
+        epochs=(1, 1) if smoke else (20, 24),
+    )
     config.evaluation = dict(every_epochs=2, threshold=0.4, batch_size=8)
     config.log = dict(every_steps=20, tensorboard=False)
     config.notes = (
@@ -102,13 +130,14 @@ def _sample(config: ConfigDict, method: str, *, smoke: bool):
     )
 
 
-def _paper(config: ConfigDict, method: str, *, source: str):
-    _networks(config, width_factor=1.0)
+def _paper(config: ConfigDict, students: dict[str, str], *, source: str):
     config.data = dict(
         source=source,
         path=config_dict.placeholder(str),
         target="tumor",
         slices="target",
+        # A folder for unpacked volumes; without it every slice unpacks its volume.
+        cache=config_dict.placeholder(str),
         batch_size=8,
         workers=4,
         on_error="raise",
@@ -121,7 +150,7 @@ def _paper(config: ConfigDict, method: str, *, source: str):
         end_learning_rate=1e-6,
         granularity="epoch",
     )
-    _stages(config, method, optimizer, epochs=(100, 120))
+    _stages(config, students, width_factor=1.0, optimizer=optimizer, epochs=(100, 120))
     config.precision = "bfloat16"
     config.evaluation = dict(every_epochs=5, threshold=0.4, batch_size=8)
     config.log = dict(every_steps=50, tensorboard=False)

@@ -145,6 +145,7 @@ def new_summary(setup: Setup, command: str) -> dict[str, Any]:
             "source": setup.train.info.name,
             "train_records": len(setup.train),
             "test_records": len(setup.test),
+            "skipped_files": [*setup.train.info.skipped, *setup.test.info.skipped],
         },
         "class_names": list(setup.train.info.class_names),
         "stages": [],
@@ -291,6 +292,7 @@ class StageRunner:
                 state, _ = checkpoints.restore(chosen, abstract)
         finally:
             checkpoints.close()
+            iterator.close()
         final = state.final_variables()
         metrics, arrays = self.evaluation.report(stage.student, final)
         self.workdir.add_predictions(arrays)
