@@ -1,0 +1,383 @@
+"""Losses against the labels: classification and segmentation.
+
+Labels are integers, or soft targets with a class axis (mixed images, one-hot masks).
+Losses that couple the batch (`batch_dice`, and the Dice part of `bce_dice`) return
+the batch's value once per example, so that their mean is the published number.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Float32, Integer, Num
+
+from jaxkd.losses.checks import (
+    Scalar,
+    check_fraction,
+    check_mask,
+    check_positive,
+    keep,
+    mean_per_example,
+    sum_per_example,
+)
+
+Labels = Integer[Array, "..."] | Float[Array, "..."]
+
+
+def cross_entropy(
+    logits: Float[Array, "*batch k"],
+    labels: Labels,
+    *,
+    label_smoothing: Scalar = 0.0,
+    where: Bool[Array, "*batch"] | None = None,
+) -> Float32[Array, "*batch"]:
+    r"""Softmax cross-entropy against integer or soft labels.
+
+    .. math:: -\sum_k y_k \log\mathrm{softmax}(z)_k,\quad
+              y \leftarrow (1 - \epsilon)\,y + \epsilon / K
+
+    Args:
+      logits: `[batch, classes]` or `[batch, height, width, classes]`.
+      labels: integers of the shape of the logits without the class axis, or
+        probabilities of the shape of the logits.
+      label_smoothing: share of the uniform distribution mixed into the labels.
+      where: which examples or pixels count; the others get 0.
+
+    Returns:
+      One float32 value per example, or per pixel.
+
+    Raises:
+      ValueError: labels fit neither shape, or `label_smoothing` is outside [0, 1].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(cross_entropy(jnp.array([[1.0, 1.0]]), jnp.array([0])).round(4))
+      [0.6931]
+
+    Reference:
+      Label smoothing: Szegedy et al., "Rethinking the Inception Architecture for
+      Computer Vision", CVPR 2016, section 7.
+    """
+    check_fraction("label_smoothing", label_smoothing)
+    _check_labels(logits, labels)
+    if where is not None:
+        check_mask(where, logits.shape[:-1], of="these logits")
+    logits = logits.astype(jnp.float32)
+    plain = isinstance(label_smoothing, int | float) and label_smoothing == 0
+    if plain and _is_integer(labels):
+        values = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    else:
+        targets = _targets(labels, logits.shape[-1])
+        if not plain:
+            targets = optax.losses.smooth_labels(targets, label_smoothing)
+        values = optax.losses.softmax_cross_entropy(logits, targets)
+    return keep(values, where)
+
+
+def focal(
+    logits: Float[Array, "*batch k"],
+    labels: Labels,
+    *,
+    gamma: Scalar = 2.0,
+    where: Bool[Array, "*batch"] | None = None,
+) -> Float32[Array, "*batch"]:
+    r"""Focal loss whose modulating factor carries no gradient.
+
+    .. math:: -(1 - \mathrm{sg}(p_y))^\gamma \log p_y
+
+    The paper differentiates the factor as well; the segmentation code behind HLFD
+    detaches it, and so do we: the gradient is that of a weighted cross-entropy. Soft
+    labels weigh the focal terms of the classes.
+
+    Args:
+      logits: `[batch, classes]` or `[batch, height, width, classes]`.
+      labels: integers of the shape of the logits without the class axis, or
+        probabilities of the shape of the logits.
+      gamma: exponent of the modulating factor; 0 gives the cross-entropy.
+      where: which examples or pixels count; the others get 0.
+
+    Returns:
+      One float32 value per example, or per pixel.
+
+    Raises:
+      ValueError: labels fit neither shape, or `gamma` is negative.
+
+    Reference:
+      Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, Eq. 4.
+    """
+    if isinstance(gamma, int | float) and not gamma >= 0:
+        raise ValueError(f"gamma must be >= 0, got {gamma}")
+    _check_labels(logits, labels)
+    if where is not None:
+        check_mask(where, logits.shape[:-1], of="these logits")
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    if _is_integer(labels):
+        log_p = jnp.take_along_axis(log_p, labels[..., None], axis=-1)
+        targets = jnp.ones((), jnp.float32)
+    else:
+        targets = labels.astype(jnp.float32)
+    # A log-probability can round to just above 0, and a negative base would make a
+    # fractional power NaN.
+    miss = jnp.maximum(1.0 - jnp.exp(jax.lax.stop_gradient(log_p)), 0.0)
+    return keep(jnp.sum(-targets * miss**gamma * log_p, axis=-1), where)
+
+
+def dice(
+    logits: Float[Array, "b ... k"],
+    labels: Labels,
+    *,
+    smooth: Scalar = 1.0,
+    where: Bool[Array, "..."] | None = None,
+) -> Float32[Array, "b"]:
+    r"""Soft Dice loss of every example on its own.
+
+    .. math:: 1 - \frac{2\sum P Y + \epsilon}{\sum P + \sum Y + \epsilon},\quad
+              P = \mathrm{softmax}(z)_{1..K-1}
+
+    The sums run over the pixels and all foreground classes of one example together;
+    class 0 is the background. An example without foreground has a finite value.
+
+    Args:
+      logits: `[batch, height, width, classes]`, at least two classes.
+      labels: integers `[batch, height, width]`, or probabilities of the shape of the
+        logits.
+      smooth: added to both parts of the ratio.
+      where: which pixels count, `[batch, height, width]`.
+
+    Returns:
+      float32 `[batch]`.
+
+    Raises:
+      ValueError: fewer than two classes, labels of another shape, or `smooth` is not
+        positive.
+
+    Reference:
+      Milletari et al., "V-Net", 3DV 2016, with unsquared denominators.
+    """
+    overlap, size = _foreground_sums(logits, labels, where)
+    return _dice_of(overlap, size, smooth)
+
+
+def batch_dice(
+    logits: Float[Array, "b ... k"],
+    labels: Labels,
+    *,
+    smooth: Scalar = 1.0,
+    where: Bool[Array, "..."] | None = None,
+) -> Float32[Array, "b"]:
+    r"""Soft Dice loss as one ratio over the whole batch, repeated for each example.
+
+    The sums of `dice` also run over the batch, so an example without foreground costs
+    little beside one that has some. Under jit over a sharded batch this is the global
+    batch. The mean of the returned values is the loss that HLFD's code computes.
+
+    Args:
+      logits: `[batch, height, width, classes]`, at least two classes.
+      labels: integers `[batch, height, width]`, or probabilities of the shape of the
+        logits.
+      smooth: added to both parts of the ratio.
+      where: which pixels count, `[batch, height, width]`.
+
+    Returns:
+      float32 `[batch]`, all entries equal.
+
+    Raises:
+      ValueError: fewer than two classes, labels of another shape, or `smooth` is not
+        positive.
+    """
+    overlap, size = _foreground_sums(logits, labels, where)
+    value = _dice_of(jnp.sum(overlap), jnp.sum(size), smooth)
+    return jnp.broadcast_to(value, overlap.shape)
+
+
+def bce_dice(
+    logits: Float[Array, "b ..."],
+    targets: Num[Array, "b ..."] | Bool[Array, "b ..."],
+    *,
+    smooth: Scalar = 1e-7,
+    denominator: Literal["squared", "plain"] = "squared",
+    where: Bool[Array, "b ..."] | None = None,
+) -> Float32[Array, "b"]:
+    """Binary cross-entropy plus Dice of sigmoid maps: `binary_bce + binary_dice`.
+
+    Args:
+      logits: one logit per independent yes-or-no question, e.g. `[batch, height,
+        width, 1]`; `foreground_logits` makes them from softmax logits.
+      targets: 0 or 1 (or probabilities), of the shape of `logits`.
+      smooth: of the Dice ratio.
+      denominator: of the Dice ratio, see `binary_dice`.
+      where: which entries count, of the shape of `logits`.
+
+    Returns:
+      float32 `[batch]`: the mean cross-entropy of each example plus the Dice loss of
+      the batch.
+
+    Raises:
+      ValueError: shapes differ, or `smooth` is not positive.
+    """
+    return binary_bce(logits, targets, where=where) + binary_dice(
+        logits, targets, smooth=smooth, denominator=denominator, where=where
+    )
+
+
+def binary_bce(
+    logits: Float[Array, "b ..."],
+    targets: Num[Array, "b ..."] | Bool[Array, "b ..."],
+    *,
+    where: Bool[Array, "b ..."] | None = None,
+) -> Float32[Array, "b"]:
+    """Mean sigmoid cross-entropy of each example, probabilities kept in [1e-7, 1-1e-7].
+
+    Saturated logits therefore cost at most 16.1 each and get no gradient, as in the
+    Keras code that the published numbers come from.
+
+    Args:
+      logits: `[batch, ...]`.
+      targets: 0 or 1 (or probabilities), of the shape of `logits`.
+      where: which entries count; an example with none has the value 0.
+
+    Returns:
+      float32 `[batch]`.
+
+    Raises:
+      ValueError: shapes differ.
+    """
+    _check_binary(logits, targets, where)
+    # Clipping the logit is clipping the probability, without rounding 1 - 1e-7.
+    limit = 16.118095550958319
+    clipped = jnp.clip(logits.astype(jnp.float32), -limit, limit)
+    values = optax.losses.sigmoid_binary_cross_entropy(
+        clipped, targets.astype(jnp.float32)
+    )
+    if where is None:
+        return mean_per_example(values)
+    count = sum_per_example(where.astype(jnp.float32))
+    return sum_per_example(keep(values, where)) / jnp.maximum(count, 1.0)
+
+
+def binary_dice(
+    logits: Float[Array, "b ..."],
+    targets: Num[Array, "b ..."] | Bool[Array, "b ..."],
+    *,
+    smooth: Scalar = 1e-7,
+    denominator: Literal["squared", "plain"] = "squared",
+    where: Bool[Array, "b ..."] | None = None,
+) -> Float32[Array, "b"]:
+    r"""Dice loss of sigmoid maps over the whole batch, repeated for each example.
+
+    .. math:: 1 - \frac{2\sum t p + \epsilon}{\sum t^2 + \sum p^2 + \epsilon}
+
+    Args:
+      logits: `[batch, ...]`.
+      targets: 0 or 1 (or probabilities), of the shape of `logits`.
+      smooth: added to both parts of the ratio.
+      denominator: `"squared"` as above, or `"plain"` for `sum(t) + sum(p)`.
+      where: which entries count, of the shape of `logits`.
+
+    Returns:
+      float32 `[batch]`, all entries equal.
+
+    Raises:
+      ValueError: shapes differ, `smooth` is not positive or `denominator` unknown.
+    """
+    _check_binary(logits, targets, where)
+    if denominator not in ("squared", "plain"):
+        raise ValueError(
+            f"denominator must be 'squared' or 'plain', got {denominator!r}"
+        )
+    p = keep(jax.nn.sigmoid(logits.astype(jnp.float32)), where)
+    t = keep(targets.astype(jnp.float32), where)
+    size = t**2 + p**2 if denominator == "squared" else t + p
+    value = _dice_of(jnp.sum(t * p), jnp.sum(size), smooth)
+    return jnp.broadcast_to(value, logits.shape[:1])
+
+
+def foreground_logits(
+    logits: Float[Array, "*batch k"],
+) -> Float32[Array, "*batch foreground"]:
+    """Logits of "this class, not any other" for every class but the background.
+
+    Their sigmoid is the softmax probability: `z_c - logsumexp(z of the others)`.
+
+    Args:
+      logits: softmax logits, at least two classes, class 0 the background.
+
+    Returns:
+      float32, one class less.
+
+    Raises:
+      ValueError: fewer than two classes.
+    """
+    classes = logits.shape[-1]
+    _check_foreground(classes)
+    z = logits.astype(jnp.float32)
+    others = [
+        jax.nn.logsumexp(jnp.delete(z, c, axis=-1), axis=-1) for c in range(1, classes)
+    ]
+    return z[..., 1:] - jnp.stack(others, axis=-1)
+
+
+def _foreground_sums(
+    logits: Float[Array, "b ... k"], labels: Labels, where: Bool[Array, "..."] | None
+) -> tuple[Float32[Array, "b"], Float32[Array, "b"]]:
+    """The sums of P Y and of P + Y over pixels and foreground classes."""
+    _check_labels(logits, labels)
+    _check_foreground(logits.shape[-1])
+    p = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[..., 1:]
+    y = _targets(labels, logits.shape[-1])[..., 1:]
+    if where is not None:
+        check_mask(where, logits.shape[:-1], of="these logits")
+        p, y = p * where[..., None], y * where[..., None]
+    return sum_per_example(p * y), sum_per_example(p + y)
+
+
+def _dice_of(
+    overlap: Float32[Array, "..."], size: Float32[Array, "..."], smooth: Scalar
+) -> Float32[Array, "..."]:
+    check_positive("smooth", smooth)
+    return 1.0 - (2.0 * overlap + smooth) / (size + smooth)
+
+
+def _is_integer(labels: Labels) -> bool:
+    return jnp.issubdtype(labels.dtype, jnp.integer)
+
+
+def _targets(labels: Labels, classes: int) -> Float32[Array, "..."]:
+    if _is_integer(labels):
+        return jax.nn.one_hot(labels, classes, dtype=jnp.float32)
+    return labels.astype(jnp.float32)
+
+
+def _check_labels(logits: Float[Array, "..."], labels: Labels) -> None:
+    integer = _is_integer(labels)
+    expected = logits.shape[:-1] if integer else logits.shape
+    if labels.shape != expected:
+        raise ValueError(
+            f"{'integer' if integer else 'soft'} labels have shape {labels.shape}; "
+            f"logits of shape {logits.shape} need {expected}"
+        )
+
+
+def _check_binary(
+    logits: Float[Array, "..."],
+    targets: Num[Array, "..."] | Bool[Array, "..."],
+    where: Bool[Array, "..."] | None,
+) -> None:
+    if logits.shape != targets.shape:
+        raise ValueError(
+            f"logits have shape {logits.shape} and targets {targets.shape}; "
+            f"a sigmoid loss needs one target per logit"
+        )
+    if where is not None:
+        check_mask(where, logits.shape, of="these logits")
+
+
+def _check_foreground(classes: int) -> None:
+    if classes < 2:
+        raise ValueError(
+            f"a segmentation loss needs a background and a foreground class, "
+            f"got {classes} class"
+        )
