@@ -81,9 +81,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _mistake(str(error))
 
 
+def _write_page(path: Path) -> None:
+    from jaxkd.report import ReportError, write_report
+    from jaxkd.training.schema import ConfigError
+
+    try:
+        print(f"report: {write_report([path], path / 'report.html')}")
+    except ReportError as error:
+        raise ConfigError(f"--workdir: {error}") from error
+
+
 def _run(mode: str, config: dict[str, Any], path: Path, command: str) -> int:
-    from jaxkd.report.page import write_report
-    from jaxkd.report.tables import results_table
+    from jaxkd.report import results_table
     from jaxkd.training import loop
     from jaxkd.training.plan import Plan
     from jaxkd.training.schema import ConfigError
@@ -115,10 +124,7 @@ def _run(mode: str, config: dict[str, Any], path: Path, command: str) -> int:
             return FAILED
         if workdir.writes:
             print(results_table(summary))
-            page = path / "report.html"
-            if mode != "train" or not page.exists():
-                write_report([path], page)
-            print(f"report: {page}")
+            _write_page(path)
     return FINISHED
 
 

@@ -1,6 +1,7 @@
-"""The arithmetic of the HLFD table; the runs behind it are tests/test_main.py's."""
+"""What the HLFD table shows; the runs behind it are those of tests/test_main.py."""
 
 import importlib.util
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,53 +17,41 @@ def bench():
     return module
 
 
-def _summary(results):
+def _summary(seed, dice):
     return {
+        "status": "finished",
         "command": "c",
         "device": "1 x cpu",
-        "data": {},
-        "costs": {},
-        "stages": [{"learner": n, "seconds": 10.0 * i} for i, n in enumerate(results)],
-        "results": {
-            n: {"dice": d, "iou": d / 2, "hd95": h, "assd": 1.0}
-            for n, (d, h) in results.items()
-        },
+        "seed": seed,
+        "task": "segmentation",
+        "class_names": ["background", "liver"],
+        "stages": [{"learner": n, "name": n, "seconds": 12.3} for n in dice],
+        "results": {n: {"dice": d, "hd95": 4.0} for n, d in dice.items()},
+        "costs": {n: {"params": 1000, "macs": 10000} for n in dice},
+        "versions": {},
+        "notes": [],
     }
 
 
-def test_mean_and_sample_deviation_over_the_seeds_that_have_a_network(bench):
-    table = bench.aggregate(
+def test_rows_of_every_seed_show_their_spread_and_the_others_stand_below(bench):
+    common = dict.fromkeys(bench.EVERY_SEED, 0.5)
+    text = bench.tables(
         [
-            _summary({"teacher": (0.8, 4.0), "hlfd": (0.5, None)}),
-            _summary({"teacher": (0.9, 6.0)}),
+            _summary(0, {**common, "teacher": 0.8, "seg_at": 0.6543}),
+            _summary(1, {**common, "teacher": 0.9}),
         ]
     )
-    assert table["rows"]["teacher"]["dice"] == {
-        "mean": pytest.approx(0.85),
-        "std": pytest.approx(0.0707107, rel=1e-5),
-        "count": 2,
-    }
-    assert table["rows"]["hlfd"]["dice"] == {"mean": 0.5, "std": None, "count": 1}
-    assert "hd95" not in table["rows"]["hlfd"]
-
-
-def test_the_markdown_shows_spread_single_values_and_gaps(bench):
-    table = bench.aggregate(
-        [
-            _summary({"teacher": (0.8, 4.0), "hlfd": (0.5, None)}),
-            _summary({"teacher": (0.9, 6.0)}),
-        ]
-    )
-    lines = bench.markdown(table).splitlines()
-    assert lines[0].startswith("| network | seeds | Dice (%) |")
-    assert lines[2] == (
-        "| teacher | 2 | 85.00 ± 7.07 | 42.50 ± 3.54 | 5.00 ± 1.41 | 1.00 ± 0.00 | 0 |"
-    )
-    assert lines[3] == "| hlfd | 1 | 50.00 | 25.00 | – | 1.00 | 10 |"
+    above, below = text.split("Seed 0, every method:")
+    assert above.startswith("2 seeds:")
+    # The sample standard deviation of 0.8 and 0.9 is 0.0707.
+    [row] = [line for line in above.splitlines() if line.startswith("| teacher")]
+    assert "85.0" in row and "± 7.07" in row
+    assert "seg_at" not in above
+    assert "65.43" in below and "12" in below and "1 x cpu" in below
 
 
 def test_a_run_that_fails_fails_the_table(bench, tmp_path):
-    with pytest.raises(Exception, match="returned non-zero exit status 2"):
+    with pytest.raises(subprocess.CalledProcessError, match="exit status 2"):
         bench.main(
             ["--seeds=1", f"--workdir={tmp_path}", "--", "--config.no_such_key=1"]
         )
