@@ -19,13 +19,13 @@ def region_affinity(
     teacher: Float[Array, "..."],
     foreground: Num[Array, "_ height width"] | Bool[Array, "_ height width"],
 ) -> Float32[Array, "b"]:
-    r"""Contrast between foreground and background features (EMKD, region affinity).
+    """Contrast between foreground and background features (EMKD, region affinity).
 
-    .. math:: (c(s) - c(t))^2,\quad c(x) = \cos(r_0, r_1),\quad
-        r_0 = \frac{\sum x m_0}{\sum m_0},\ r_1 = \frac{\sum x m_1}{\sum m_1 + 1}
+        (c(student) - c(teacher))^2,    c(x) = cos(r0, r1)
+        r0 = sum(x m0) / sum(m0),       r1 = sum(x m1) / (sum(m1) + 1)
 
-    with the sums over pixels, channel by channel; m_1 is the foreground resized to the
-    feature map (nearest) and m_0 = 1 - m_1. Without foreground, or without background,
+    with the sums over pixels, channel by channel; m1 is the foreground resized to the
+    feature map (nearest) and m0 = 1 - m1. Without foreground, or without background,
     c is 0 (the published code divides by zero in the second case).
 
     Args:

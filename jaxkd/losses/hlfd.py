@@ -28,10 +28,9 @@ Size = tuple[int, int]
 def importance_map(
     x: Float[Array, "b h w c"], *, exponent: int = 4
 ) -> Float32[Array, "b hw"]:
-    r"""Where a feature map is active: a unit vector over its pixels.
+    """Where a feature map is active: a unit vector over its pixels.
 
-    .. math:: A(x) = \frac{a}{\max(\|a\|_2, 10^{-12})},\quad
-              a = \mathrm{mean}_c\, x^p
+        A(x) = a / max(||a||, 1e-12),    a = mean over channels of x^p
 
     Computed in float32 whatever the input: x^4 leaves float16 above 16. A map of
     zeros gives zeros and gets a zero gradient.
@@ -56,9 +55,9 @@ def importance_map_distillation(
     *,
     exponent: int = 4,
 ) -> Float32[Array, "b"]:
-    r"""Individual transfer of importance maps: IMD.
+    """Individual transfer of importance maps: IMD.
 
-    .. math:: \sum_{hw} (A(s) - A(t))^2
+        sum over pixels of (A(student) - A(teacher))^2
 
     The student is resized (bilinear, half-pixel centres, no antialiasing) to the size
     of the teacher, where they differ.
@@ -151,14 +150,14 @@ def prediction_map_distillation(
     temperature: Scalar = 4.0,
     norm: Norm = "code",
 ) -> Float32[Array, "b"]:
-    r"""Individual transfer of prediction maps: PMD.
+    """Individual transfer of prediction maps: PMD.
 
-    .. math:: \frac{T^2}{N} \sum_{hwc} q (\log q - \log p),\quad
-        q = \mathrm{softmax}(z_t/T),\ p = \mathrm{softmax}(\mathrm{resize}(W s + b)/T)
+        T^2 / N * sum over pixels and channels of q (log q - log p)
+        q = softmax(teacher / T),    p = softmax(resize(student W + b) / T)
 
     The student is projected to the teacher's channels and resized to its size. The
-    published code divides by N = h w c / 2, the number of pixels for two classes;
-    `norm="pixel"` divides by h w for any number.
+    published code divides by `N = h w c / 2`, the number of pixels for two classes;
+    `norm="pixel"` divides by `h w` for any number.
 
     Args:
       student: prediction or feature map.

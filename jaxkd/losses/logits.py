@@ -29,10 +29,10 @@ def softened_kl(
     temperature: Scalar = 1.0,
     where: Bool[Array, "..."] | None = None,
 ) -> Float32[Array, "*batch"]:
-    r"""Divergence of two softened distributions, differentiable in both arguments.
+    """Divergence of two softened distributions, differentiable in both arguments.
 
-    .. math:: T^2 \sum_k q_k (\log q_k - \log p_k),\quad
-              q = \mathrm{softmax}(z_t / T),\ p = \mathrm{softmax}(z_s / T)
+        T^2 * sum_k q_k (log q_k - log p_k)
+        q = softmax(teacher / T),    p = softmax(student / T)
 
     `kd` is this value with a constant teacher; networks that teach each other choose
     themselves where gradients stop.
@@ -66,9 +66,9 @@ def kd(
     temperature: Scalar = 4.0,
     where: Bool[Array, "..."] | None = None,
 ) -> Float32[Array, "*batch"]:
-    r"""Knowledge distillation of softened logits (Hinton et al., 2015, section 2).
+    """Knowledge distillation of softened logits (Hinton et al., 2015, section 2).
 
-    .. math:: T^2\,\mathrm{KL}(\mathrm{softmax}(z_t/T)\,\|\,\mathrm{softmax}(z_s/T))
+        T^2 * KL(softmax(teacher / T) || softmax(student / T))
 
     The sum runs over classes. Several code bases average over them instead, which is
     `k` times smaller; multiply the weight accordingly when comparing.
@@ -110,9 +110,9 @@ def kd_cross_entropy(
     temperature: Scalar = 4.0,
     where: Bool[Array, "..."] | None = None,
 ) -> Float32[Array, "*batch"]:
-    r"""Knowledge distillation in cross-entropy form, without the teacher's entropy.
+    """Knowledge distillation in cross-entropy form, without the teacher's entropy.
 
-    .. math:: -T^2 \sum_k q_k \log p_k
+        -T^2 * sum_k q_k log p_k
 
     Its gradient is that of `kd`; its value has the teacher's entropy as a floor, so
     equal logits do not give zero.

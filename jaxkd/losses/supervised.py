@@ -34,10 +34,9 @@ def cross_entropy(
     label_smoothing: Scalar = 0.0,
     where: Bool[Array, "*batch"] | None = None,
 ) -> Float32[Array, "*batch"]:
-    r"""Softmax cross-entropy against integer or soft labels.
+    """Softmax cross-entropy against integer or soft labels.
 
-    .. math:: -\sum_k y_k \log\mathrm{softmax}(z)_k,\quad
-              y \leftarrow (1 - \epsilon)\,y + \epsilon / K
+        -sum_k y_k log softmax(z)_k,    y = (1 - smoothing) labels + smoothing / K
 
     Args:
       logits: `[batch, classes]` or `[batch, height, width, classes]`.
@@ -84,13 +83,13 @@ def focal(
     gamma: Scalar = 2.0,
     where: Bool[Array, "*batch"] | None = None,
 ) -> Float32[Array, "*batch"]:
-    r"""Focal loss whose modulating factor carries no gradient.
+    """Focal loss whose modulating factor carries no gradient.
 
-    .. math:: -(1 - \mathrm{sg}(p_y))^\gamma \log p_y
+        -(1 - stop_gradient(p_y))^gamma log p_y
 
     The paper differentiates the factor as well; the segmentation code behind HLFD
     detaches it, and so do we: the gradient is that of a weighted cross-entropy. Soft
-    labels weigh the focal terms of the classes.
+    labels weight the focal terms of the classes.
 
     Args:
       logits: `[batch, classes]` or `[batch, height, width, classes]`.
@@ -132,10 +131,10 @@ def dice(
     smooth: Scalar = 1.0,
     where: Bool[Array, "..."] | None = None,
 ) -> Float32[Array, "b"]:
-    r"""Soft Dice loss of every example on its own.
+    """Soft Dice loss of every example on its own.
 
-    .. math:: 1 - \frac{2\sum P Y + \epsilon}{\sum P + \sum Y + \epsilon},\quad
-              P = \mathrm{softmax}(z)_{1..K-1}
+        1 - (2 sum(P Y) + smooth) / (sum(P) + sum(Y) + smooth)
+        P = softmax(z) without class 0,    Y = labels without class 0
 
     The sums run over the pixels and all foreground classes of one example together;
     class 0 is the background. An example without foreground has a finite value.
@@ -168,7 +167,7 @@ def batch_dice(
     smooth: Scalar = 1.0,
     where: Bool[Array, "..."] | None = None,
 ) -> Float32[Array, "b"]:
-    r"""Soft Dice loss as one ratio over the whole batch, repeated for each example.
+    """Soft Dice loss as one ratio over the whole batch, repeated for each example.
 
     The sums of `dice` also run over the batch, so an example without foreground costs
     little beside one that has some. Under jit over a sharded batch this is the global
@@ -266,9 +265,9 @@ def binary_dice(
     denominator: Literal["squared", "plain"] = "squared",
     where: Bool[Array, "b ..."] | None = None,
 ) -> Float32[Array, "b"]:
-    r"""Dice loss of sigmoid maps over the whole batch, repeated for each example.
+    """Dice loss of sigmoid maps over the whole batch, repeated for each example.
 
-    .. math:: 1 - \frac{2\sum t p + \epsilon}{\sum t^2 + \sum p^2 + \epsilon}
+        1 - (2 sum(t p) + smooth) / (sum(t^2) + sum(p^2) + smooth)
 
     Args:
       logits: `[batch, ...]`.
@@ -330,7 +329,8 @@ def _foreground_sums(
     y = _targets(labels, logits.shape[-1])[..., 1:]
     if where is not None:
         check_mask(where, logits.shape[:-1], of="these logits")
-        p, y = p * where[..., None], y * where[..., None]
+        kept = jnp.broadcast_to(where[..., None], p.shape)
+        p, y = keep(p, kept), keep(y, kept)
     return sum_per_example(p * y), sum_per_example(p + y)
 
 

@@ -20,6 +20,11 @@ import orbax.checkpoint as ocp
 _SCORE = "score"
 
 
+def _worth_reading(record: logging.LogRecord) -> bool:
+    """False for Orbax's complaint about checkpoints that have no score on purpose."""
+    return "did not provide metrics" not in record.getMessage()
+
+
 class Checkpoints:
     """The checkpoints of one stage.
 
@@ -29,7 +34,9 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, *, keep: int = 1):
-        logging.getLogger("absl").setLevel(logging.WARNING)
+        logger = logging.getLogger("absl")
+        logger.setLevel(logging.WARNING)
+        logger.addFilter(_worth_reading)
         managers = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
             preservation_policy=managers.AnyPreservationPolicy(

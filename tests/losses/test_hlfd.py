@@ -294,6 +294,48 @@ class TestPredictionTransfers:
         )
         assert all(jnp.any(g != 0) for g in grads)
 
+    def test_a_projection_and_its_negative_together_ignore_the_teacher(self, maps):
+        """Why untrained projections, drawn anew at each step, cannot teach."""
+        student, one, other = maps((4, 4, 3), (4, 4, 2), (4, 4, 2))
+        kernel = jnp.array([[1.0, -1.0], [0.5, 0.3], [-1.0, 0.2]])
+        bias = jnp.array([0.5, 0.1])
+
+        def gradient(teacher):
+            def total(student):
+                return sum(
+                    losses.prediction_map_distillation(
+                        student, teacher, sign * kernel, sign * bias
+                    ).sum()
+                    for sign in (1, -1)
+                )
+
+            return jax.jit(jax.grad(total))(student)
+
+        np.testing.assert_allclose(gradient(one), gradient(other), atol=1e-6)
+        assert jnp.max(jnp.abs(gradient(one))) > 1e-3
+
+    def test_permuted_unified_projections_together_ignore_the_teacher(self, maps):
+        student, one, other = maps((4, 4, 3), (4, 4, 5), (4, 4, 5))
+        kernel = jnp.linspace(-1.0, 1.0, 15).reshape(5, 3) ** 3
+        bias = jnp.array([0.5, 0.1, -0.3])
+
+        def gradient(teacher):
+            def total(student):
+                return sum(
+                    losses.unified_prediction_map_distillation(
+                        student,
+                        [teacher],
+                        jnp.roll(kernel, shift, axis=1),
+                        jnp.roll(bias, shift),
+                    ).sum()
+                    for shift in range(3)
+                )
+
+            return jax.jit(jax.grad(total))(student)
+
+        np.testing.assert_allclose(gradient(one), gradient(other), atol=1e-6)
+        assert jnp.max(jnp.abs(gradient(one))) > 1e-3
+
     def test_rejects_one_channel(self, maps):
         with pytest.raises(ValueError, match="at least 2 channels"):
             losses.prediction_map_distillation(*maps((2, 2, 1), (2, 2, 1)))

@@ -174,3 +174,12 @@ def test_arrays_of_another_shape_are_refused(tmp_path):
         checkpoints.restore(1, wrong)
     checkpoints.close()
     iterator.close()
+
+
+def test_saving_without_a_score_says_nothing(tmp_path, caplog):
+    iterator = _iterator()
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, _state(), iterator, {})
+    checkpoints.close()
+    iterator.close()
+    assert not caplog.records

@@ -1,0 +1,278 @@
+"""Methods made of map transfers between named layers: HLFD and its relatives.
+
+A method is two lists of `Transfer`: importance maps (the FLFD part) and prediction maps
+(the PLFD part). One student layer and one teacher layer make an individual transfer,
+several teacher layers a unified one, several student layers a concatenated one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import jax
+
+from jaxkd import losses
+from jaxkd.distill import projections
+from jaxkd.distill.checks import feature_map, first_teacher
+from jaxkd.distill.method import Batch, Memory, Method, Params, Terms, Weight
+from jaxkd.layers import NetworkSpec, Outputs
+from jaxkd.losses.checks import check_positive
+from jaxkd.numerics import resize_bilinear
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """Which student layers learn from which teacher layers, by how much.
+
+    Attributes:
+      kind: `"individual"` (one layer from one), `"unified"` (one from several),
+        `"concatenated"` (several from one), or `"itself"` (one layer from itself, both
+        sides with a gradient).
+      student: student taps.
+      teacher: teacher taps; none for `"itself"`.
+      factor: share of this transfer in its part.
+    """
+
+    kind: Literal["individual", "unified", "concatenated", "itself"] = "individual"
+    student: tuple[str, ...]
+    teacher: tuple[str, ...]
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        several = (self.kind == "concatenated", self.kind == "unified")
+        for side, taps, many in zip(
+            ("student", "teacher"), (self.student, self.teacher), several, strict=True
+        ):
+            expected = 0 if side == "teacher" and self.kind == "itself" else 1
+            if not taps and expected or len(taps) > expected and not many:
+                raise ValueError(
+                    f"the {self.kind} transfer needs "
+                    f"{'one or more' if many else expected} {side} taps, got {taps}"
+                )
+
+    @property
+    def name(self) -> str:
+        """The student's side, which names the projection."""
+        return "_".join(self.student)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How maps are compared; the options that HLFD and its baselines share.
+
+    Attributes:
+      exponent: the even power of the importance maps.
+      temperature: of the prediction maps.
+      projection: where the 1x1 projections come from.
+      pmd_norm: divisor of the prediction maps, see
+        `losses.prediction_map_distillation`.
+      upsampled_from: student taps that are other taps of the student resized
+        (bilinear, align_corners=True) to a larger size, by name. A projection is
+        then applied before that resizing, with equal results: the large tap is never
+        made if nothing else reads it.
+    """
+
+    exponent: int = 4
+    temperature: float = 4.0
+    projection: projections.Projection = "resample"
+    pmd_norm: Literal["code", "pixel"] = "code"
+    upsampled_from: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.exponent < 2 or self.exponent % 2:
+            raise ValueError(
+                f"exponent must be a positive even integer, got {self.exponent}"
+            )
+        check_positive("temperature", self.temperature)
+        for option, kinds in {
+            "projection": typing.get_args(projections.Projection),
+            "pmd_norm": ("code", "pixel"),
+        }.items():
+            if getattr(self, option) not in kinds:
+                raise ValueError(
+                    f"{option} must be one of {', '.join(kinds)}, "
+                    f"got {getattr(self, option)!r}"
+                )
+
+
+def transfer_method(
+    name: str,
+    *,
+    importance: Sequence[Transfer] = (),
+    prediction: Sequence[Transfer] = (),
+    weights: Mapping[str, Weight],
+    settings: Settings,
+) -> Method:
+    """Makes the method that sums importance and prediction transfers.
+
+    Args:
+      name: of the method, for messages.
+      importance: transfers of the term `flfd`.
+      prediction: transfers of the term `plfd`.
+      weights: factor of `flfd` and of `plfd`, where the method has them.
+      settings: how maps are compared.
+
+    Raises:
+      ValueError: two prediction transfers end at the same student layers, which would
+        share a projection.
+    """
+    targets = [transfer.name for transfer in prediction]
+    if len(set(targets)) != len(targets):
+        raise ValueError(
+            f"prediction transfers of {name!r} must end at different student layers, "
+            f"got {', '.join(targets)}"
+        )
+
+    def init(
+        key: jax.Array, student: NetworkSpec, teachers: tuple[NetworkSpec, ...]
+    ) -> tuple[Params, Memory]:
+        teacher = first_teacher(name, teachers)
+        for transfer in (*importance, *prediction):
+            for tap in transfer.student:
+                feature_map(student, tap)
+            for tap in transfer.teacher:
+                feature_map(teacher, tap)
+        _check_upsampled(student, settings.upsampled_from)
+        widths = _widths(prediction, student, teacher)
+        for target, (_, width) in widths.items():
+            if width < 2:
+                raise ValueError(
+                    f"the prediction transfer to {target!r} compares maps of "
+                    f"{width} channel, whose softmax is constant; it needs at least 2"
+                )
+        return projections.init(settings.projection, key, widths)
+
+    def terms(
+        params: Params,
+        memory: Memory,
+        student: Outputs,
+        teachers: tuple[Outputs, ...],
+        batch: Batch,
+        key: jax.Array,
+        step: jax.Array,
+    ) -> tuple[Terms, Memory]:
+        del batch, step
+        teacher = teachers[0]
+        values = {}
+        if importance:
+            parts = [
+                transfer.factor * _importance(transfer, student, teacher, settings)
+                for transfer in importance
+            ]
+            values["flfd"] = sum(parts[1:], parts[0])
+        if prediction:
+            widths = _widths(
+                prediction,
+                NetworkSpec.from_outputs("student", student),
+                NetworkSpec.from_outputs("teacher", teacher),
+            )
+            drawn = projections.current(
+                settings.projection, params, memory, key, widths
+            )
+            parts = [
+                transfer.factor
+                * _prediction(
+                    transfer, student, teacher, drawn[transfer.name], settings
+                )
+                for transfer in prediction
+            ]
+            values["plfd"] = sum(parts[1:], parts[0])
+        return values, memory
+
+    return Method(init=init, terms=terms, weights=dict(weights), num_teachers=1)
+
+
+def _importance(
+    transfer: Transfer, student: Outputs, teacher: Outputs, settings: Settings
+) -> jax.Array:
+    students = [student.taps[tap] for tap in transfer.student]
+    teachers = [teacher.taps[tap] for tap in transfer.teacher]
+    if transfer.kind == "unified":
+        return losses.unified_importance_map_distillation(
+            students[0], teachers, exponent=settings.exponent
+        )
+    return losses.concatenated_importance_map_distillation(
+        students, teachers[0], exponent=settings.exponent
+    )
+
+
+def _prediction(
+    transfer: Transfer,
+    student: Outputs,
+    teacher: Outputs,
+    projection: Mapping[str, jax.Array],
+    settings: Settings,
+) -> jax.Array:
+    students = [student.taps[tap] for tap in transfer.student]
+    teachers = [teacher.taps[tap] for tap in transfer.teacher]
+    kernel, bias = projection["kernel"], projection["bias"]
+    options = {"temperature": settings.temperature, "norm": settings.pmd_norm}
+    if transfer.kind == "unified":
+        return losses.unified_prediction_map_distillation(
+            students[0], teachers, kernel, bias, **options
+        )
+    if all(tap in settings.upsampled_from for tap in transfer.student):
+        projected = _project_before_upsampling(
+            transfer.student, student, kernel, bias, settings.upsampled_from
+        )
+        students, kernel, bias = [projected], None, None
+    if transfer.kind == "itself":
+        target = student.taps[transfer.student[0]]
+        projected = losses.project(students, kernel, bias)
+        return losses.prediction_map_divergence(projected, target, **options)
+    return losses.concatenated_prediction_map_distillation(
+        students, teachers[0], kernel, bias, **options
+    )
+
+
+def _project_before_upsampling(
+    taps: Sequence[str],
+    student: Outputs,
+    kernel: jax.Array,
+    bias: jax.Array,
+    upsampled_from: Mapping[str, str],
+) -> jax.Array:
+    """`losses.project` of upsampled taps, made from the small maps they come from.
+
+    Only the static shapes of the large taps are read, so XLA drops them.
+    """
+    shapes = [student.taps[tap].shape for tap in taps]
+    sizes = [(shape[1], shape[2]) for shape in shapes]
+    smallest = min(sizes)
+    parts, start = [], 0
+    for tap, size in zip(taps, sizes, strict=True):
+        small = student.taps[upsampled_from[tap]]
+        stop = start + small.shape[-1]
+        part = losses.project([small], kernel[start:stop])
+        part = resize_bilinear(part, size, align_corners=True)
+        parts.append(resize_bilinear(part, smallest))
+        start = stop
+    return sum(parts[1:], parts[0]) + bias[None, None, None]
+
+
+def _widths(
+    prediction: Sequence[Transfer], student: NetworkSpec, teacher: NetworkSpec
+) -> dict[str, tuple[int, int]]:
+    """Input and output channels of the projection of each prediction transfer."""
+    widths = {}
+    for transfer in prediction:
+        of_student = [student.tap(tap)[-1] for tap in transfer.student]
+        of_teacher = [teacher.tap(tap)[-1] for tap in transfer.teacher] or of_student
+        if transfer.kind == "unified":
+            widths[transfer.name] = (sum(of_teacher), of_student[0])
+        else:
+            widths[transfer.name] = (sum(of_student), of_teacher[0])
+    return widths
+
+
+def _check_upsampled(student: NetworkSpec, upsampled_from: Mapping[str, str]) -> None:
+    for large, small in upsampled_from.items():
+        shape, source = feature_map(student, large), feature_map(student, small)
+        if shape[2] != source[2]:
+            raise ValueError(
+                f"upsampled_from says that tap {large!r} is tap {small!r} resized, but "
+                f"they have {shape[2]} and {source[2]} channels"
+            )

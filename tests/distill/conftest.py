@@ -1,0 +1,106 @@
+"""Outputs with the geometry of HLFD's networks, made of random numbers."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import distill
+from jaxkd.layers import NetworkSpec, Outputs
+from jaxkd.numerics import resize_bilinear
+
+SIZE, BATCH = 32, 2
+STUDENT = {"e1": (16, 3), "e2": (8, 3), "e3": (4, 4), "e4": (2, 5), "e5": (1, 6)}
+TEACHER = {
+    "e1": (16, 4),
+    "e2": (8, 5),
+    "e3": (16, 4),
+    "e4": (4, 6),
+    "e5": (2, 7),
+    "d5": (32, 3),
+    "d4": (32, 3),
+    "d3": (32, 3),
+    "d2": (16, 4),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A method with the networks and the batch it is tried on."""
+
+    student: Outputs
+    teacher: Outputs
+    batch: dict[str, jax.Array]
+
+    def init(self, method: distill.Method):
+        return method.init(
+            jax.random.key(1),
+            NetworkSpec.from_outputs("student", self.student),
+            (NetworkSpec.from_outputs("teacher", self.teacher),),
+        )
+
+    def terms(self, method: distill.Method, *, state=None, seed=2, student=None):
+        params, memory = state or self.init(method)
+        values, _ = method.terms(
+            params,
+            memory,
+            student or self.student,
+            (self.teacher,),
+            self.batch,
+            jax.random.key(seed),
+            jnp.zeros((), jnp.int32),
+        )
+        return values
+
+
+def _random(rng: np.random.Generator, *shape: int) -> jax.Array:
+    return jnp.asarray(rng.standard_normal((BATCH, *shape)), jnp.float32)
+
+
+def student_outputs(encoder: dict[str, jax.Array], logits: jax.Array) -> Outputs:
+    """The student without a decoder: its d-taps are its encoder maps, enlarged."""
+    taps = dict(encoder)
+    for large, small in UPSAMPLED.items():
+        taps[large] = resize_bilinear(taps[small], (SIZE, SIZE), align_corners=True)
+    return Outputs(logits=logits, taps={**taps, "out": logits})
+
+
+UPSAMPLED = {"d5": "e4", "d4": "e3", "d3": "e2", "d2": "e1"}
+
+
+@pytest.fixture
+def upsampled_from() -> dict[str, str]:
+    return UPSAMPLED
+
+
+@pytest.fixture
+def make_student() -> Callable[..., Outputs]:
+    return student_outputs
+
+
+@pytest.fixture
+def segmentation() -> Run:
+    """HLFD's student and U-Net++ teacher on two small slices."""
+    rng = np.random.default_rng(0)
+    encoder = {tap: _random(rng, n, n, c) for tap, (n, c) in STUDENT.items()}
+    student = student_outputs(encoder, _random(rng, SIZE, SIZE, 2))
+    taps = {tap: _random(rng, n, n, c) for tap, (n, c) in TEACHER.items()}
+    logits = _random(rng, SIZE, SIZE, 2)
+    teacher = Outputs(logits=logits, taps={**taps, "out": logits})
+    label = jnp.asarray(rng.integers(0, 2, (BATCH, SIZE, SIZE)), jnp.int32)
+    return Run(student=student, teacher=teacher, batch={"label": label})
+
+
+@pytest.fixture
+def classification() -> Run:
+    """Two classifiers of five classes."""
+    rng = np.random.default_rng(0)
+    student, teacher = _random(rng, 5), _random(rng, 5)
+    return Run(
+        student=Outputs(logits=student, taps={}),
+        teacher=Outputs(logits=teacher, taps={}),
+        batch={"label": jnp.array([3, 0], jnp.int32)},
+    )

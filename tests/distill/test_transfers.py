@@ -1,0 +1,218 @@
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import losses
+from jaxkd.distill.transfers import Settings, Transfer, transfer_method
+from jaxkd.layers import NetworkSpec, Outputs
+
+
+def one_transfer(kind, student, teacher, *, part="prediction", **settings):
+    transfer = Transfer(kind=kind, student=student, teacher=teacher, factor=0.5)
+    term = "plfd" if part == "prediction" else "flfd"
+    settings = Settings(**{"projection": "fixed", **settings})
+    return transfer_method(
+        "test", **{part: [transfer]}, weights={term: 1.0}, settings=settings
+    )
+
+
+@pytest.mark.parametrize(
+    "kind, student, teacher",
+    [
+        ("individual", ("a", "b"), ("t",)),
+        ("individual", ("a",), ()),
+        ("unified", ("a", "b"), ("t",)),
+        ("unified", ("a",), ()),
+        ("concatenated", (), ("t",)),
+        ("concatenated", ("a",), ("t", "u")),
+        ("itself", ("a",), ("t",)),
+    ],
+)
+def test_transfers_of_a_wrong_number_of_taps_are_an_error(kind, student, teacher):
+    with pytest.raises(ValueError, match=f"the {kind} transfer needs"):
+        Transfer(kind=kind, student=student, teacher=teacher)
+
+
+def test_two_transfers_may_not_share_a_projection():
+    pair = [Transfer(student=("d4",), teacher=(tap,)) for tap in ("out", "d4")]
+    with pytest.raises(ValueError, match="different student layers, got d4, d4"):
+        transfer_method(
+            "test", prediction=pair, weights={"plfd": 1.0}, settings=Settings()
+        )
+
+
+def test_importance_transfers_call_their_loss(segmentation):
+    s, t = segmentation.student.taps, segmentation.teacher.taps
+    cases = [
+        (
+            one_transfer("individual", ("e2",), ("e5",), part="importance"),
+            losses.importance_map_distillation(s["e2"], t["e5"]),
+        ),
+        (
+            one_transfer("unified", ("e1",), ("e2", "e3"), part="importance"),
+            losses.unified_importance_map_distillation(s["e1"], [t["e2"], t["e3"]]),
+        ),
+        (
+            one_transfer("concatenated", ("e1", "e2"), ("e5",), part="importance"),
+            losses.concatenated_importance_map_distillation(
+                [s["e1"], s["e2"]], t["e5"]
+            ),
+        ),
+    ]
+    for method, expected in cases:
+        value = segmentation.terms(method)["flfd"]
+        np.testing.assert_allclose(value, 0.5 * expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind, student, teacher, widths",
+    [
+        ("individual", ("d4",), ("out",), (4, 2)),
+        ("unified", ("d5",), ("d5", "d4"), (6, 5)),
+        ("concatenated", ("d5", "d4"), ("out",), (9, 2)),
+        ("itself", ("d5",), (), (5, 5)),
+    ],
+)
+def test_projections_fit_their_transfer(segmentation, kind, student, teacher, widths):
+    method = one_transfer(kind, student, teacher)
+    _, memory = segmentation.init(method)
+    (projection,) = memory.values()
+    assert projection["kernel"].shape == widths
+    value = segmentation.terms(method)["plfd"]
+    assert value.shape == (2,) and jnp.all(value > 0)
+
+
+def test_prediction_transfers_call_their_loss(segmentation):
+    s, t = segmentation.student.taps, segmentation.teacher.taps
+    method = one_transfer("unified", ("d5",), ("d5", "d4"), pmd_norm="pixel")
+    state = segmentation.init(method)
+    projection = state[1]["d5"]
+    expected = losses.unified_prediction_map_distillation(
+        s["d5"],
+        [t["d5"], t["d4"]],
+        projection["kernel"],
+        projection["bias"],
+        norm="pixel",
+    )
+    value = segmentation.terms(method, state=state)["plfd"]
+    np.testing.assert_allclose(value, 0.5 * expected, rtol=1e-5)
+
+
+def test_transfer_to_itself_compares_the_student_with_its_projection(segmentation):
+    method = one_transfer("itself", ("d5",), ())
+    state = segmentation.init(method)
+    projection, x = state[1]["d5"], segmentation.student.taps["d5"]
+    projected = x @ projection["kernel"] + projection["bias"][None, None, None]
+    expected = losses.prediction_map_divergence(projected, x)
+    value = segmentation.terms(method, state=state)["plfd"]
+    np.testing.assert_allclose(value, 0.5 * expected, rtol=1e-4)
+
+
+class TestUpsampledFrom:
+    @pytest.mark.parametrize(
+        "kind, student, teacher",
+        [
+            ("individual", ("d4",), ("out",)),
+            ("individual", ("d2",), ("d2",)),
+            ("concatenated", ("d5", "d4", "d3"), ("out",)),
+            ("concatenated", ("d5", "d3"), ("d2",)),
+            ("itself", ("d5",), ()),
+        ],
+    )
+    def test_changes_no_value(
+        self, segmentation, upsampled_from, kind, student, teacher
+    ):
+        plain = one_transfer(kind, student, teacher)
+        fast = one_transfer(kind, student, teacher, upsampled_from=upsampled_from)
+        state = segmentation.init(plain)
+        np.testing.assert_allclose(
+            segmentation.terms(fast, state=state)["plfd"],
+            segmentation.terms(plain, state=state)["plfd"],
+            rtol=1e-5,
+        )
+
+    def test_changes_no_gradient(self, segmentation, upsampled_from, make_student):
+        encoder = {k: segmentation.student.taps[k] for k in ("e1", "e2", "e3", "e4")}
+
+        def gradient(method, state):
+            def total(encoder):
+                student = make_student(encoder, segmentation.student.logits)
+                terms = segmentation.terms(method, state=state, student=student)
+                return terms["plfd"].sum()
+
+            return jax.jit(jax.grad(total))(encoder)
+
+        taps = ("d4", "d3", "d2")
+        plain = one_transfer("concatenated", taps, ("out",))
+        fast = one_transfer(
+            "concatenated", taps, ("out",), upsampled_from=upsampled_from
+        )
+        state = segmentation.init(plain)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7),
+            gradient(fast, state),
+            gradient(plain, state),
+        )
+
+    def test_never_reads_the_large_tap(self, segmentation, upsampled_from):
+        method = one_transfer(
+            "individual", ("d4",), ("out",), upsampled_from=upsampled_from
+        )
+        taps = segmentation.student.taps
+        poisoned = {**taps, "d4": jnp.full_like(taps["d4"], jnp.nan)}
+        student = Outputs(logits=segmentation.student.logits, taps=poisoned)
+        value = segmentation.terms(method, student=student)["plfd"]
+        assert jnp.all(jnp.isfinite(value))
+
+    def test_other_channels_are_an_error(self, segmentation):
+        method = one_transfer(
+            "individual", ("d4",), ("out",), upsampled_from={"d4": "e5"}
+        )
+        with pytest.raises(ValueError, match="they have 4 and 6 channels"):
+            segmentation.init(method)
+
+
+def test_missing_taps_are_named(segmentation):
+    with pytest.raises(KeyError, match="network 'student' has no tap 'd9'"):
+        segmentation.init(one_transfer("individual", ("d9",), ("out",)))
+    with pytest.raises(KeyError, match="network 'teacher' has no tap 'd9'"):
+        segmentation.init(one_transfer("individual", ("d4",), ("d9",)))
+
+
+def test_a_prediction_of_one_channel_is_an_error(segmentation):
+    taps = {**segmentation.teacher.taps, "out": segmentation.teacher.logits[..., :1]}
+    teacher = Outputs(logits=segmentation.teacher.logits, taps=taps)
+    run = dataclasses.replace(segmentation, teacher=teacher)
+    with pytest.raises(ValueError, match="'d4' compares maps of 1 channel"):
+        run.init(one_transfer("individual", ("d4",), ("out",)))
+
+
+def test_a_missing_teacher_is_an_error(segmentation):
+    spec = NetworkSpec.from_outputs("student", segmentation.student)
+    method = one_transfer("individual", ("d4",), ("out",))
+    with pytest.raises(ValueError, match="method 'test' needs a teacher"):
+        method.init(jax.random.key(0), spec, ())
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"exponent": 3}, "exponent must be a positive even integer, got 3"),
+        ({"exponent": 0}, "exponent must be a positive even integer, got 0"),
+        ({"temperature": 0.0}, "temperature must be > 0, got 0"),
+        ({"projection": "frozen"}, "one of resample, fixed, learned, got 'frozen'"),
+        ({"pmd_norm": "none"}, "pmd_norm must be one of code, pixel, got 'none'"),
+    ],
+)
+def test_impossible_settings_are_an_error(options, message):
+    defaults = {"exponent": 4, "temperature": 4.0}
+    kinds = {"projection": "fixed", "pmd_norm": "code"}
+    # Not through the constructor, whose types the tests check before the values.
+    unchecked = types.SimpleNamespace(**defaults, **kinds)
+    vars(unchecked).update(options)
+    with pytest.raises(ValueError, match=message):
+        Settings.__post_init__(unchecked)
