@@ -45,9 +45,9 @@ def test_rows_of_every_seed_show_their_spread_and_the_others_stand_below(bench):
     assert above.startswith("2 seeds:")
     # The sample standard deviation of 0.8 and 0.9 is 0.0707.
     [row] = [line for line in above.splitlines() if line.startswith("| teacher")]
-    assert "85.0" in row and "± 7.07" in row
+    assert "0.8500 ± 0.0707" in row
     assert "seg_at" not in above
-    assert "65.43" in below and "12" in below and "1 x cpu" in below
+    assert "0.6543" in below and "12" in below and "1 x cpu" in below
 
 
 def test_a_run_that_fails_fails_the_table(bench, tmp_path):

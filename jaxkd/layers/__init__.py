@@ -1,0 +1,32 @@
+"""Reusable building blocks of networks, and the type every network returns."""
+
+from jaxkd.layers.blocks import (
+    BasicBlock,
+    Bottleneck,
+    ConvNormRelu,
+    DoubleConv,
+    PreActivationBlock,
+    biased_conv,
+    conv,
+)
+from jaxkd.layers.initializers import bias_uniform, fan_in_uniform, kaiming_normal
+from jaxkd.layers.norm import BatchNorm
+from jaxkd.layers.outputs import NetworkSpec, Outputs
+from jaxkd.layers.pooling import max_pool
+
+__all__ = [
+    "BasicBlock",
+    "BatchNorm",
+    "Bottleneck",
+    "ConvNormRelu",
+    "DoubleConv",
+    "NetworkSpec",
+    "Outputs",
+    "PreActivationBlock",
+    "bias_uniform",
+    "biased_conv",
+    "conv",
+    "fan_in_uniform",
+    "kaiming_normal",
+    "max_pool",
+]
