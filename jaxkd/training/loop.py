@@ -183,6 +183,17 @@ def abstract_state(setup: Setup, stage: Stage) -> tuple[TrainState, TrainState]:
     return abstract_like(shapes, shardings), shardings
 
 
+def _run_once() -> dict[str, int] | None:
+    """Compiler options for a program that runs once.
+
+    On the CPU, optimising the initialisation of a large network takes longer than
+    everything it would save.
+    """
+    if jax.default_backend() == "cpu":
+        return {"xla_backend_optimization_level": 0}
+    return None
+
+
 def _needed(stage: Stage, setup: Setup) -> list[str]:
     """The trained networks that a stage starts from."""
     names = [t.name for t in stage.teachers]
@@ -271,6 +282,7 @@ class StageRunner:
                 state = jax.jit(
                     lambda key, start: stage.init_state(key, start),
                     out_shardings=shardings,
+                    compiler_options=_run_once(),
                 )(setup.key(), start)
                 first_step, clock = 0, Clock()
             else:

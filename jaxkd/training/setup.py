@@ -147,6 +147,13 @@ def make_setup(plan: Plan) -> Setup:
         )
     with at("config.data.augment"):
         input_shape = plan.data.augment.output_shape(train.info.image_shape)
+        if train.info.task == "segmentation" and (
+            plan.data.augment.mixup or plan.data.augment.cutmix
+        ):
+            raise ValueError(
+                "mixup and cutmix need one label per image; leave them out for "
+                "segmentation"
+            )
 
     networks, costs = {}, {}
     for name, network_plan in plan.networks.items():

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -23,7 +24,7 @@ def test_claim_writes_the_config_with_versions(tmp_path):
     folder.claim({"seed": 0, "pair": (1, 2)})
     record = json.loads((tmp_path / "a" / "b" / "config.json").read_text())
     assert record["config"] == {"seed": 0, "pair": [1, 2]}
-    assert record["versions"]["jax"].count(".") == 2
+    assert record["versions"]["jax"] == jax.__version__
     assert set(record) == {"config", "versions", "git_revision"}
     folder.claim({"seed": 0, "pair": (1, 2)})
 
