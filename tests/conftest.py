@@ -1,13 +1,24 @@
 """Strict defaults for every test: see docs/development.md."""
 
+import os
+import shutil
 import sys
+import tempfile
 import types
+from pathlib import Path
 
 import jax
+import pytest
 
 # Before anything touches a backend: eight simulated CPU devices.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The processes of one test run share what they compile; nothing outlives the run.
+_RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"process-{os.getpid()}")
+_CACHE = Path(tempfile.gettempdir()) / f"jaxkd-tests-{_RUN}"
+jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 import jaxtyping  # noqa: E402
 from beartype import BeartypeConf, beartype  # noqa: E402
@@ -18,3 +29,19 @@ _checker = types.ModuleType("jaxkd_test_typechecker")
 _checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 sys.modules[_checker.__name__] = _checker
 jaxtyping.install_import_hook("jaxkd", f"{_checker.__name__}.check")
+
+
+def pytest_sessionfinish(session):
+    """Removes the compiled programs when the last process of the run ends."""
+    is_worker = hasattr(session.config, "workerinput")
+    if not is_worker:
+        run = getattr(session.config, "_jaxkd_run", _RUN)
+        shutil.rmtree(
+            Path(tempfile.gettempdir()) / f"jaxkd-tests-{run}", ignore_errors=True
+        )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """Remembers the run's name in the process that starts the workers (xdist)."""
+    node.config._jaxkd_run = node.workerinput["testrunuid"]
