@@ -92,6 +92,7 @@ def _write_page(path: Path) -> None:
 
 
 def _run(mode: str, config: dict[str, Any], path: Path, command: str) -> int:
+    from jaxkd.data import DamagedFileError
     from jaxkd.report import results_table
     from jaxkd.training import loop
     from jaxkd.training.plan import Plan
@@ -119,7 +120,7 @@ def _run(mode: str, config: dict[str, Any], path: Path, command: str) -> int:
         except loop.Stopped as stopped:
             print(stopped, file=sys.stderr)
             return STOPPED
-        except loop.TrainingFailed as failure:
+        except (loop.TrainingFailed, DamagedFileError) as failure:
             print(f"error: {failure}", file=sys.stderr)
             return FAILED
         if workdir.writes:

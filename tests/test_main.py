@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxkd import main as main_lib
 from jaxkd.training import Plan, Workdir, apply_overrides, load_config, make_setup
@@ -240,6 +241,38 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(start, tmp_p
     _, err = _finish(process, 1)
     assert "error: stage 'teacher', step " in err and "is not finite" in err
     assert "Traceback" not in err
+
+
+def test_a_damaged_file_stops_the_run_with_its_name(capsys, tiny, tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 2)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 255, (8, 8, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    damaged = tmp_path / "images" / "train" / "dog" / "3.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    arguments = [
+        f"--config={tiny}",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.data.source=image_folder",
+        f"--config.data.path={tmp_path / 'images'}",
+        "--config.data.batch_size=16",
+        "--config.data.image_size=8",
+        "--config.run=('teacher',)",
+    ]
+    assert main_lib.main(arguments) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: cannot use ") and str(damaged) in err
+    assert err.count("\n") == 1 and "on_error='skip'" in err
+    skip = [f"--workdir={tmp_path / 'skip'}", "--config.data.on_error=skip"]
+    skip.append("--config.data.batch_size=8")
+    assert main_lib.main([*arguments, *skip]) == 0
+    summary = json.loads((tmp_path / "skip" / "summary.json").read_text())
+    assert summary["data"]["skipped_files"] == [str(damaged)]
+    assert summary["data"]["train_records"] == 15
 
 
 def _mistake(capsys, tiny, tmp_path, *arguments):
