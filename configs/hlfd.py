@@ -60,25 +60,17 @@ def get_config(arg: str = "") -> ConfigDict:
     return config
 
 
-# The student's decoder taps are its encoder taps enlarged: projecting before enlarging
-# gives the same numbers in less memory.
-UPSAMPLED = dict(d5="e4", d4="e3", d3="e2", d2="e1")
-
-
 def _transfer(method: str) -> dict:
     """The part of the loss that comes from the teacher."""
     name, _, projection = method.partition("_")
     if method == "none":
         return {}
     if name == "hlfd":
-        options = dict(alpha=0.1, beta=0.9, temperature=4.0, upsampled_from=UPSAMPLED)
+        options = dict(alpha=0.1, beta=0.9, temperature=4.0)
         return dict(
             hlfd=dict(weight=1.0, projection=projection or "resample", **options)
         )
-    options = {}
-    if method in ("seg_deep", "hifd", "ifd"):
-        options = dict(upsampled_from=UPSAMPLED)
-    return {method: dict(weight=1.0, **options)}
+    return {method: dict(weight=1.0)}
 
 
 def _stages(

@@ -90,8 +90,7 @@ def _cifar100(teacher: str, student: str) -> ConfigDict:
     )
     optimizer = dict(
         name="sgd",
-        # The usual 0.05 at batch 64, in proportion to the batch.
-        learning_rate=0.05 * config.data.batch_size / 64,
+        learning_rate=0.05,
         schedule="multistep",
         milestones=(150, 180, 210),
         factor=0.1,

@@ -95,37 +95,41 @@ def _run(mode: str, config: dict[str, Any], path: Path, command: str) -> int:
     from jaxkd.data import DamagedFileError
     from jaxkd.report import results_table
     from jaxkd.training import loop
+    from jaxkd.training.checkpoints import CheckpointError
     from jaxkd.training.plan import Plan
-    from jaxkd.training.schema import ConfigError
+    from jaxkd.training.schema import ConfigError, one_line
     from jaxkd.training.setup import make_setup
     from jaxkd.training.workdir import Workdir
 
     plan = Plan.from_config(config)
-    if mode != "train" and not (path / "summary.json").is_file():
+    workdir = Workdir(path)
+    summary = workdir.summary()
+    if mode != "train" and not summary:
         raise ConfigError(
             f"--workdir: {path} holds no finished stage; run with --mode=train first"
         )
-    with loop.StopSignal() as stop:
-        setup = make_setup(plan)
-        workdir = Workdir(path)
-        workdir.claim(config)
-        summary = workdir.summary()
-        try:
-            if mode == "train" and summary.get("status") == "finished":
-                print(f"{path}: the run is complete")
-            elif mode == "train":
+    complete = summary.get("status") == "finished"
+    try:
+        if mode == "train" and not complete:
+            with loop.StopSignal() as stop:
+                setup = make_setup(plan)
+                workdir.claim(plan)
                 summary = loop.run(setup, workdir, command=command, stop=stop)
-            elif mode == "eval":
-                summary = loop.evaluate(setup, workdir)
-        except loop.Stopped as stopped:
-            print(stopped, file=sys.stderr)
-            return STOPPED
-        except (loop.TrainingFailed, DamagedFileError) as failure:
-            print(f"error: {failure}", file=sys.stderr)
-            return FAILED
-        if workdir.writes:
-            print(results_table(summary))
-            _write_page(path)
+        else:
+            workdir.claim(plan, mode=mode if mode != "train" else "check")
+        if mode == "eval":
+            summary = loop.evaluate(make_setup(plan), workdir)
+    except loop.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return STOPPED
+    except (loop.TrainingFailed, DamagedFileError, CheckpointError, OSError) as failure:
+        print(f"error: {one_line(failure)}", file=sys.stderr)
+        return FAILED
+    if workdir.writes:
+        if mode == "train" and complete:
+            print(f"{path}: the run is complete")
+        print(results_table(summary))
+        _write_page(path)
     return FINISHED
 
 

@@ -1,10 +1,16 @@
 """Importing jaxkd is quick, needs no TensorFlow, and finds every promised name."""
 
+import ast
 import doctest
 import importlib
+import importlib.metadata
+import itertools
 import pkgutil
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +85,34 @@ print(*(name.partition(".")[0] for name in set(sys.modules) - before))
 def test_no_module_of_jaxkd_imports_tensorflow():
     imports = "\n".join(f"import {name}" for name in MODULES)
     assert run(f"{FORBID_TENSORFLOW}\n{imports}\nprint('done')") == "done\n"
+
+
+def test_every_package_imported_by_jaxkd_is_a_declared_dependency():
+    root = Path(jaxkd.__path__[0])
+    imported = set()
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module)
+    packages = {name.partition(".")[0] for name in imported}
+    packages -= {"jaxkd", *sys.stdlib_module_names}
+    project = tomllib.loads((root.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    declared = {
+        re.split(r"[<>=\[]", requirement)[0].lower().replace("-", "_")
+        for requirement in itertools.chain(project["dependencies"], *extras)
+    }
+    owners = importlib.metadata.packages_distributions()
+    undeclared = {
+        package
+        for package in packages
+        if declared.isdisjoint(
+            owner.lower().replace("-", "_") for owner in owners.get(package, [package])
+        )
+    }
+    assert not undeclared
 
 
 def test_the_tensorflow_guard_itself_works():

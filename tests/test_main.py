@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import jax
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -74,6 +75,7 @@ def start(tiny, tmp_path_factory):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
 
     return run
@@ -120,9 +122,10 @@ def test_an_interrupted_run_ends_as_the_unbroken_one(start, tiny, tmp_path):
     _wait_for_step(process, broken, "student", 20)
     process.kill()
     process.communicate()
-    process = start(f"--workdir={broken}")
+    # A batch system signals the whole group, reading processes included.
+    process = start(f"--workdir={broken}", "--config.data.workers=1")
     _wait_for_step(process, broken, "student", 60)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     _, err = _finish(process, 75)
     assert "stopped by SIGTERM in stage 'student' after step" in err
     assert "run the same command again" in err
@@ -385,6 +388,53 @@ def test_report_and_eval_need_a_run(capsys, tiny, tmp_path):
     for mode in ("report", "eval"):
         text = _mistake(capsys, tiny, tmp_path, f"--mode={mode}")
         assert "holds no finished stage; run with --mode=train first" in text
+
+
+@pytest.mark.parametrize("variant", ["lits", "kits"])
+def test_the_paper_scale_variants_run_on_volumes_of_the_real_layout(
+    capsys, tmp_path, variant
+):
+    """Tiny networks and three slices a volume; sizes, crop and recipe are the real."""
+    rng = np.random.default_rng(0)
+    for case in range(4):
+        image = rng.normal(0, 80, (512, 512, 3)).astype(np.float32)
+        mask = np.zeros((512, 512, 3), np.uint8)
+        mask[200:300, 200:300] = 1
+        mask[230:260, 230:260] = 2
+        if variant == "kits":
+            folder = tmp_path / "data" / f"case_{case:05d}"
+            names = ("imaging.nii.gz", "segmentation.nii.gz")
+            image, mask = image.transpose(2, 0, 1), mask.transpose(2, 0, 1)
+        else:
+            folder = tmp_path / "data"
+            names = (f"volume-{case}.nii", f"segmentation-{case}.nii")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, array in zip(names, (image, mask), strict=True):
+            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), folder / name)
+    status = main_lib.main(
+        [
+            f"--config={ROOT / 'configs/hlfd.py'}:{variant}",
+            f"--workdir={tmp_path / 'run'}",
+            f"--config.data.path={tmp_path / 'data'}",
+            f"--config.data.cache={tmp_path / 'cache'}",
+            "--config.data.test_fraction=0.25",
+            "--config.data.workers=0",
+            "--config.networks.teacher.width_factor=0.03125",
+            "--config.networks.student.width_factor=0.03125",
+            "--config.stages.teacher.epochs=1",
+            "--config.stages.student.epochs=1",
+            "--config.run=('teacher','student')",
+        ]
+    )
+    captured = capsys.readouterr()
+    assert status == 0, captured.err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert list(summary["results"]) == ["teacher", "student"]
+    assert summary["stages"][1]["steps"] >= 1
+    assert set(summary["stages"][1]["method"]) >= {"hlfd/flfd", "hlfd/plfd"}
+    predictions = Workdir(tmp_path / "run").predictions()
+    assert predictions["truth"].shape[1:] == (384, 384)
+    assert predictions["truth"].max() == 1
 
 
 def test_every_config_and_variant_makes_a_plan():

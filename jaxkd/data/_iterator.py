@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import grain
@@ -84,7 +85,8 @@ class BatchIterator(grain.DatasetIterator):
                 dataset = dataset.mp_prefetch(
                     grain.MultiprocessingOptions(
                         num_workers=self._workers, per_worker_buffer_size=2
-                    )
+                    ),
+                    worker_init_fn=_ignore_signals,
                 )
             self._inner = iter(dataset)
         return self._inner
@@ -93,6 +95,13 @@ class BatchIterator(grain.DatasetIterator):
         if self._inner is not None:
             self._inner.close()
             self._inner = None
+
+
+def _ignore_signals(worker: int, workers: int) -> None:
+    """Lets the parent decide what a signal to the whole process group means."""
+    del worker, workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _mark_flags_parsed() -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -179,7 +180,13 @@ def npz(
     with open(path, "rb") as handle:
         try:
             file = np.load(handle, allow_pickle=False)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (
+            OSError,
+            ValueError,
+            EOFError,
+            MemoryError,
+            zipfile.BadZipFile,
+        ) as error:
             raise DamagedFileError(
                 path, f"not a readable .npz file ({error})"
             ) from error
@@ -293,7 +300,10 @@ def _npz_array(
             f"{path} has no array {' or '.join(wanted)}; it has {', '.join(file.files)}"
         )
     try:
+        _check_member(file, path, name)
         return file[name]
+    except DamagedFileError:
+        raise
     except ValueError as error:
         if "allow_pickle" not in str(error):
             raise DamagedFileError(path, f"array {name!r}: {error}") from error
@@ -301,5 +311,35 @@ def _npz_array(
             f"array {name!r} of {path} holds Python objects, which can run code when "
             "read; save it again as numbers"
         ) from error
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        EOFError,
+        MemoryError,
+        RuntimeError,  # an unknown compression, or a password
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise DamagedFileError(path, f"array {name!r}: {error}") from error
+
+
+def _check_member(file: np.lib.npyio.NpzFile, path: Path, name: str) -> None:
+    """Checks that a member is an array and large enough for what it announces."""
+    archive = file.zip
+    if archive is None:
+        raise DamagedFileError(path, "the archive is closed")
+    member = name if name in archive.namelist() else f"{name}.npy"
+    with archive.open(member) as content:
+        if content.read(6) != b"\x93NUMPY":
+            raise DamagedFileError(path, f"{name!r} is not an array in .npy format")
+        content.seek(0)
+        if np.lib.format.read_magic(content) == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(content)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(content)
+        room = archive.getinfo(member).file_size - content.tell()
+    announced = math.prod(shape) * dtype.itemsize
+    if not dtype.hasobject and announced > room:
+        raise DamagedFileError(
+            path,
+            f"array {name!r} announces {announced} bytes but has only {room}",
+        )

@@ -6,7 +6,7 @@ Files are decoded when a record is read; see `jaxkd.data.pixels` for the rules.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ class ImageFolderSource:
         self._channels, self._image_size = channels, image_size
         kept, skipped = keep_readable(
             list(zip(files, groups, strict=True)),
-            lambda item: read_image(item[0][0], channels),
+            self._check_item(),
             name=name,
             on_error=on_error,
         )
@@ -80,6 +80,15 @@ class ImageFolderSource:
         image = _fit(image, path, self.info.image_shape, self._image_size)
         return {"image": image, "label": np.asarray(label, np.int32)}
 
+    def _check_item(self) -> Callable[[tuple[tuple[Path, int], str]], None]:
+        check_size = _size_check(self._image_size)
+
+        def check(item: tuple[tuple[Path, int], str]) -> None:
+            (path, _), _ = item
+            check_size(read_image(path, self._channels), path)
+
+        return check
+
 
 class MaskFolderSource:
     """Image files with a mask file each; see `image_mask_folder`."""
@@ -104,7 +113,7 @@ class MaskFolderSource:
         self._mask_values = np.asarray(mask_values)
         kept, skipped = keep_readable(
             list(zip(pairs, groups, strict=True)),
-            lambda item: self._read(*item[0]),
+            self._check_item(),
             name=name,
             on_error=on_error,
         )
@@ -132,8 +141,19 @@ class MaskFolderSource:
             mask = resize_mask(mask, self._image_size)
         return {"image": image, "label": mask}
 
+    def _check_item(self) -> Callable[[tuple[tuple[Path, Path], str]], None]:
+        check_size = _size_check(self._image_size)
+
+        def check(item: tuple[tuple[Path, Path], str]) -> None:
+            (image_path, mask_path), _ = item
+            check_size(self._read(image_path, mask_path)[0], image_path)
+
+        return check
+
     def _read(self, image_path: Path, mask_path: Path) -> tuple[np.ndarray, np.ndarray]:
-        image, mask = read_image(image_path, self._channels), read_mask(mask_path)
+        image = read_image(image_path, self._channels)
+        # A threshold is meant for grey values, where bits are black and white.
+        mask = read_mask(mask_path, white=1 if self._threshold is None else 255)
         if mask.shape != image.shape[:2]:
             raise DamagedFileError(
                 mask_path,
@@ -240,13 +260,15 @@ def image_mask_folder(
     """Images beside masks: `PATH/train/images/*` and `PATH/train/masks/*`.
 
     Without folders for the splits, `PATH/images/*` is split by group. An image and its
-    mask have one name, whatever their extensions.
+    mask have one name, whatever their extensions; in folders below `images`, the same
+    folder below `masks` (`images/a/1.jpg` and `masks/a/1.png`).
 
     Args:
       split: "train" or "test".
       path: the folder.
       class_names: name per class, the background first.
-      threshold: mask values above it are class 1, others class 0.
+      threshold: mask values above it are class 1, others class 0; a mask of one bit
+        per pixel has the values 0 and 255 here, and 0 and 1 without a threshold.
       mask_values: which value in the masks is class 0, 1, ... (`(0, 126, 255)`);
         default the number of the class.
       channels: 1 or 3, of the images.
@@ -264,7 +286,8 @@ def image_mask_folder(
       FileNotFoundError: a folder is missing, or an image or a mask has no partner.
       DamagedFileError: a file cannot be decoded, a mask has another size than its
         image, or holds a value that is no class (also later, when it is read).
-      ValueError: a group is in both splits, or an argument is impossible.
+      ValueError: a group is in both splits, two images or two masks differ only in
+        their extension, or an argument is impossible.
     """
     check_split(split)
     _check_channels(channels)
@@ -331,8 +354,24 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(
         file
         for file in folder.rglob("*")
-        if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")
+        if file.suffix.lower() in EXTENSIONS
+        # Hidden folders hold copies, such as .ipynb_checkpoints.
+        and not any(p.startswith(".") for p in file.relative_to(folder).parts)
     )
+
+
+def _files_by_name(folder: Path) -> dict[str, Path]:
+    """Image files by their path in the folder without the extension."""
+    found: dict[str, Path] = {}
+    for file in _image_files(folder):
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
+            raise ValueError(
+                f"{found[name]} and {file} have one name, so that their partner is "
+                "not clear; keep one"
+            )
+        found[name] = file
+    return found
 
 
 def _list_classes(folder: Path, class_names: list[str]) -> list[tuple[Path, int]]:
@@ -359,14 +398,12 @@ def _list_pairs(images: Path, masks: Path, suffix: str) -> list[tuple[Path, Path
     for folder in (images, masks):
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}")
-    by_name = {file.stem: file for file in _image_files(masks)}
+    by_name = _files_by_name(masks)
     pairs = []
-    for file in _image_files(images):
-        mask = by_name.pop(file.stem + suffix, None)
+    for name, file in _files_by_name(images).items():
+        mask = by_name.pop(name + suffix, None)
         if mask is None:
-            raise FileNotFoundError(
-                f"{file} has no mask {file.stem + suffix}.* in {masks}"
-            )
+            raise FileNotFoundError(f"{file} has no mask {name + suffix}.* in {masks}")
         pairs.append((file, mask))
     if by_name:
         raise FileNotFoundError(
@@ -427,13 +464,29 @@ def _fit(
 ) -> np.ndarray:
     if image_size is not None:
         return resize_image(image, image_size)
+    _check_shape(image, path, shape)
+    return image
+
+
+def _size_check(image_size: int | None) -> Callable[[np.ndarray, Path], None]:
+    """A check that images have the size of the first one it is called with."""
+    shapes: list[tuple[int, ...]] = []
+
+    def check(image: np.ndarray, path: Path) -> None:
+        if image_size is None:
+            shapes.append(image.shape)
+            _check_shape(image, path, shapes[0])
+
+    return check
+
+
+def _check_shape(image: np.ndarray, path: Path, shape: tuple[int, ...]) -> None:
     if image.shape != shape:
         raise DamagedFileError(
             path,
             f"the image is {_size(image)} but the first one is "
             f"{shape[0]}x{shape[1]}; set image_size to bring them to one size",
         )
-    return image
 
 
 def _size(pixels: np.ndarray) -> str:

@@ -7,6 +7,7 @@ is on both sides; `VolumeOptions` in `jaxkd.data.volumes` explains the shared op
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,9 @@ from jaxkd.data.volumes import (
 __all__ = ["decathlon", "kits19", "lits", "nifti", "window"]
 
 _FOLDS = 5
+_TEST_FRACTION = 0.2
+
+_log = logging.getLogger(__name__)
 
 
 @register()
@@ -56,8 +60,9 @@ def kits19(
 ) -> VolumeSource:
     """KiTS19: `PATH/case_00000/imaging.nii.gz` and `segmentation.nii.gz`.
 
-    The complete set of 210 cases is split by the fixed lists of `jaxkd.data.cases`
-    unless `test_fraction` or `fold` is given; other sets by `test_fraction` (0.2).
+    Cases are split by the fixed lists of `jaxkd.data.cases`, also when some of the 210
+    cases are missing, unless `test_fraction` or `fold` is given. With other cases, or
+    none of one side, a random fifth is the test split, and a warning says so.
     Cases 210 and following of the challenge have no segmentation and are not used.
 
     Args:
@@ -135,9 +140,10 @@ def lits(
 ) -> VolumeSource:
     """LiTS: `volume-0.nii` and `segmentation-0.nii` (or `.nii.gz`), in any folders.
 
-    The files are looked for in `path` and all folders below it. The complete set of 131
-    cases is split by the fixed lists of `jaxkd.data.cases` unless `test_fraction` or
-    `fold` is given; other sets by `test_fraction` (0.2).
+    The files are looked for in `path` and all folders below it. Cases are split by the
+    fixed lists of `jaxkd.data.cases`, also when some of the 131 cases are missing,
+    unless `test_fraction` or `fold` is given. With other cases, or none of one side, a
+    random fifth is the test split, and a warning says so.
 
     Args:
       split: "train" or "test".
@@ -378,10 +384,21 @@ def _open_split(
     if fold is not None:
         sides = fold_by_group(names, _FOLDS, fold, seed)
         chosen = {names[i] for i in sides[split == "test"]}
-    elif test_fraction is None and published and set(sum(published, [])) == set(names):
+    elif test_fraction is None and published and _covers(published, names):
         chosen = set(published[split == "test"])
     else:
-        fraction = 0.2 if test_fraction is None else test_fraction
+        fraction = _TEST_FRACTION if test_fraction is None else test_fraction
+        if test_fraction is None and published:
+            _log.warning(
+                "%s: the %d case(s) in %s are not those of the published split, or all "
+                "on one side of it; used a random split instead (test_fraction=%s, "
+                "seed=%d)",
+                name,
+                len(names),
+                path,
+                fraction,
+                seed,
+            )
         sides = split_by_group(names, fraction, seed)
         chosen = {names[i] for i in sides[split == "test"]}
     return VolumeSource(
@@ -391,6 +408,13 @@ def _open_split(
         options=options,
         on_error=on_error,
     )
+
+
+def _covers(published: tuple[list[str], list[str]], names: Sequence[str]) -> bool:
+    """Whether published lists know all cases, and each has one of them."""
+    train, test = (set(side) for side in published)
+    there = set(names)
+    return there <= train | test and bool(there & train) and bool(there & test)
 
 
 def _case_name(path: str | Path) -> str:

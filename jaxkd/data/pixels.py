@@ -10,7 +10,9 @@ Files are converted on purpose, never by accident of the decoder:
 * Masks: the stored number is what counts: grey value (8 or 16 bits), bit, or palette
   index. A palette of nothing but greys stands for its grey values, because encoders
   renumber palettes; for that reason colour palettes in GIF are refused, as are colour
-  masks whose channels differ.
+  masks whose channels differ, and 16 bits in several channels, of which Pillow keeps 8.
+* Files of several frames or pages are refused. The previews that cameras append to a
+  JPEG do not count.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from jaxkd.data.source import DamagedFileError
 
@@ -43,7 +45,7 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
     Raises:
       DamagedFileError: the file cannot be decoded or has an unsupported pixel type.
     """
-    with _decoded(path) as image:
+    with _decoded(path) as (image, _):
         if image.mode.startswith("I;16") or image.mode == "I":
             pixels = np.asarray(image).astype(np.int64)
             if pixels.min() < 0 or pixels.max() > 65535:
@@ -61,11 +63,12 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
         return _with_channels(grey, channels)
 
 
-def read_mask(path: str | Path) -> np.ndarray:
+def read_mask(path: str | Path, *, white: int = 1) -> np.ndarray:
     """Decodes a mask file.
 
     Args:
       path: the file.
+      white: the number of the set bits in a file of one bit per pixel.
 
     Returns:
       The stored numbers, int32 `[h, w]`.
@@ -73,7 +76,13 @@ def read_mask(path: str | Path) -> np.ndarray:
     Raises:
       DamagedFileError: the file cannot be decoded, or is a colour or float image.
     """
-    with _decoded(path) as image:
+    with _decoded(path) as (image, is_deep):
+        if is_deep and not image.mode.startswith(("I", "F")):
+            raise DamagedFileError(
+                path, "masks of 16 bits must have one channel, this one has several"
+            )
+        if image.mode == "1":
+            return white * np.asarray(image).astype(np.int32)
         if image.mode == "F":
             raise DamagedFileError(path, "masks must hold integers, this one floats")
         if image.mode == "LA":
@@ -88,7 +97,7 @@ def read_mask(path: str | Path) -> np.ndarray:
                     "this mask has colours; store the class of each pixel as its "
                     "grey value, or as a palette index in PNG",
                 )
-        elif image.mode not in ("1", "L") and not image.mode.startswith("I"):
+        elif image.mode != "L" and not image.mode.startswith("I"):
             raise DamagedFileError(path, f"masks of mode {image.mode} are not known")
         return np.asarray(image).astype(np.int32)
 
@@ -127,16 +136,50 @@ def _with_channels(image: Image.Image, channels: int) -> np.ndarray:
 
 
 @contextmanager
-def _decoded(path: str | Path) -> Iterator[Image.Image]:
-    """Opens and decodes a file; whatever goes wrong names the file."""
+def _decoded(path: str | Path) -> Iterator[tuple[Image.Image, bool]]:
+    """Opens and decodes a file; whatever goes wrong names the file.
+
+    Yields:
+      The image, and whether the file has more than 8 bits per channel.
+    """
     try:
         with Image.open(path) as file:
+            frames = getattr(file, "n_frames", 1)
+            is_deep = _is_deep(file)
             file.load()
             image = ImageOps.exif_transpose(file)
             image.format = file.format
     except FileNotFoundError as error:
         raise DamagedFileError(path, "there is no such file") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        MemoryError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:
         reason = str(error).replace(str(path), "the file")
         raise DamagedFileError(path, f"it cannot be decoded ({reason})") from error
-    yield image
+    if frames > 1 and image.format != "MPO":
+        raise DamagedFileError(
+            path, f"it has {frames} frames or pages; save each as a file of its own"
+        )
+    yield image, is_deep
+
+
+def _is_deep(file: ImageFile.ImageFile) -> bool:
+    """Whether a file that is not yet decoded stores more than 8 bits per channel."""
+    # The mode does not tell: colours of 16 bits are "RGB" as those of 8 bits.
+    if isinstance(file, TiffImagePlugin.TiffImageFile):
+        bits_per_sample = file.tag_v2.get(258, (1,))
+        return max(bits_per_sample) > 8
+    for tile in file.tile:
+        args = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        # PNG names the layout ("RGB;16B"), PPM the largest value.
+        if file.format == "PNG" and ";16" in str(args[0]):
+            return True
+        if file.format == "PPM" and isinstance(args[-1], int) and args[-1] > 255:
+            return True
+    return False

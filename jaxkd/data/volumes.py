@@ -4,7 +4,8 @@
 for; `jaxkd.data.nifti` finds the cases of known data sets. Opening a source reads the
 segmentations (to find slices with target) and the headers of the images. Reading one
 slice of a compressed file decompresses the whole volume; with `cache=FOLDER` that
-happens once for good, and slices are then read from disk alone.
+happens once for good, and slices are then read from disk alone. Voxels are taken as
+stored, no reorientation: the orientation in the headers is compared, not applied.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import logging
+import math
 import os
-import tempfile
 import threading
+import uuid
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +39,11 @@ Target = Literal["tumor", "organ", "labels"]
 Slices = Literal["target", "all"]
 Normalization = Literal["window", "slice", "volume"]
 Window = tuple[float, float]
+
+# The most bytes that one byte of a file can stand for; deflate reaches 1032.
+_EXPANSION = {".nii": 1, ".gz": 1032}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,16 +109,21 @@ class VolumeOptions:
 class VolumeSource:
     """Slices of volumes as records; the group of a record is its case.
 
+    Voxels are taken as stored, no reorientation. A warning tells if the affines of an
+    image and its segmentation differ.
+
     Args:
       name: the source's name.
       cases: the patients of this split.
       class_names: name per label of the files, the background first.
       options: how volumes become images and labels.
-      on_error: "raise" or "skip"; "skip" reads all volumes once when opened.
+      on_error: "raise" or "skip"; "skip" reads all volumes once when opened, and leaves
+        out a case if anything is wrong with one of its listed slices.
 
     Raises:
       DamagedFileError: a file cannot be read, or the two files of a case differ in
-        size, or a label is no class.
+        size, or a label is no class, or a voxel is not finite (also later, when it is
+        read).
       ValueError: no slices remain, or the target is no class.
     """
 
@@ -129,15 +142,15 @@ class VolumeSource:
 
         kept: list[Case] = []
         skipped: list[str] = []
+        misaligned: list[str] = []
         index: list[tuple[int, int]] = []
         shape: tuple[int, ...] | None = None
         for case in cases:
             try:
-                case_shape = self._check_sizes(case)
+                case_shape, is_aligned = self._check_headers(case)
                 numbers = self._slices(case, case_shape[0])
                 if on_error == "skip":
-                    self._volume(case.image)
-                    self._volume(case.label)
+                    self._check_voxels(case, numbers)
             except DamagedFileError as error:
                 if on_error == "raise":
                     raise
@@ -146,7 +159,10 @@ class VolumeSource:
             shape = self._common_shape(shape, case, case_shape)
             index += [(len(kept), int(number)) for number in numbers]
             kept.append(case)
+            if not is_aligned:
+                misaligned.append(case.name)
         warn_skipped(name, skipped)
+        self._warn(name, kept, misaligned)
         if not index or shape is None:
             raise ValueError(
                 f"{name}: none of the {len(cases)} case(s) of this split has a slice "
@@ -169,9 +185,7 @@ class VolumeSource:
     def __getitem__(self, index: int) -> Record:
         position, number = self._index[index]
         case = self._cases[position]
-        image = np.asarray(self._volume(case.image)[number], np.float32)
-        image = image.reshape(*image.shape[:2], -1)
-        label = self._as_labels(self._volume(case.label)[number], case.label)
+        image, label = self._planes(case, number)
         label = _target_labels(label, self._options.target)
         if self._options.image_size is not None:
             image = resize_image(image, self._options.image_size)
@@ -199,9 +213,42 @@ class VolumeSource:
         )
         self._lock = threading.Lock()
 
-    def _check_sizes(self, case: Case) -> tuple[int, ...]:
-        """Shape of the case's image with slices first, from the headers alone."""
-        image, label = _header(case.image).shape, _header(case.label).shape
+    def _warn(self, name: str, cases: list[Case], misaligned: list[str]) -> None:
+        """Logs what is allowed but may not be meant, once for all cases."""
+        if misaligned:
+            _log.warning(
+                "%s: the affines of image and segmentation differ in %d case(s), the "
+                "first is %s; voxels are taken as stored",
+                name,
+                len(misaligned),
+                misaligned[0],
+            )
+        files = (file for case in cases for file in (case.image, case.label))
+        if self._options.cache is None and any(f.suffix == ".gz" for f in files):
+            _log.warning(
+                "%s: the volumes are compressed, so each slice unpacks its whole "
+                "volume; pass cache=FOLDER",
+                name,
+            )
+
+    def _planes(self, case: Case, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image `[h, w, c]` and labels `[h, w]` of a slice as stored, checked."""
+        image = np.asarray(self._volume(case.image)[number], np.float32)
+        _check_finite(image, number, case.image)
+        label = self._as_labels(self._volume(case.label)[number], case.label)
+        return image.reshape(*image.shape[:2], -1), label
+
+    def _check_voxels(self, case: Case, numbers: np.ndarray) -> None:
+        """Reads all that the records of a case will read."""
+        for number in numbers:
+            self._planes(case, int(number))
+        if self._options.normalization == "volume" and len(numbers):
+            self._statistics(case)
+
+    def _check_headers(self, case: Case) -> tuple[tuple[int, ...], bool]:
+        """Shape of the case's image with slices first, and if affines are equal."""
+        image_header, label_header = _header(case.image), _header(case.label)
+        image, label = image_header.shape, label_header.shape
         if len(image) not in (3, 4) or len(label) != 3:
             raise DamagedFileError(
                 case.label if len(image) in (3, 4) else case.image,
@@ -215,7 +262,11 @@ class VolumeSource:
                 f"{_size(image[:3])}",
             )
         axes = _slices_first(len(image), self._options.slice_axis)
-        return tuple(image[i] for i in axes)
+        # Files store affines in single precision, often by way of quaternions.
+        is_aligned = np.allclose(
+            image_header.affine, label_header.affine, rtol=1e-3, atol=1e-3
+        )
+        return tuple(image[i] for i in axes), is_aligned
 
     def _common_shape(
         self,
@@ -247,7 +298,8 @@ class VolumeSource:
 
     def _as_labels(self, values: np.ndarray, path: Path) -> np.ndarray:
         """Labels as int32, checked."""
-        labels = np.asarray(values).astype(np.int32)
+        with np.errstate(invalid="ignore"):  # what is not finite fails the next check
+            labels = np.asarray(values).astype(np.int32)
         if values.dtype.kind == "f" and not np.array_equal(labels, values):
             raise DamagedFileError(path, "the segmentation holds fractions")
         if labels.min() < 0 or labels.max() >= self._labels_known:
@@ -283,7 +335,8 @@ class VolumeSource:
     def _compute_statistics(self, case: Case) -> np.ndarray:
         # Plane by plane: a volume in double precision would be large.
         moments = []
-        for plane in self._volume(case.image):
+        for number, plane in enumerate(self._volume(case.image)):
+            _check_finite(plane, number, case.image)
             plane = _clip(np.asarray(plane, np.float64), self._options.window)
             plane = plane.reshape(plane.shape[0] * plane.shape[1], -1)
             moments.append((plane.mean(0), plane.var(0)))
@@ -319,22 +372,36 @@ class VolumeSource:
         folder = Path(self._options.cache)
         stored = folder / f"{path.name.partition('.')[0]}-{digest}.npy"
         if not stored.exists():
+            values = make()
             folder.mkdir(parents=True, exist_ok=True)
             # Written aside and moved, so that other processes see all or nothing.
-            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-                np.save(file, make(), allow_pickle=False)
-            os.replace(file.name, stored)
+            aside = folder / f"{stored.stem}-{uuid.uuid4().hex}.tmp"
+            try:
+                with open(aside, "wb") as file:
+                    np.save(file, values, allow_pickle=False)
+                os.replace(aside, stored)
+            finally:
+                aside.unlink(missing_ok=True)
         return np.load(stored, mmap_mode="r", allow_pickle=False)
 
     def _read(self, path: Path) -> np.ndarray:
         image = _header(path)
+        announced = math.prod(image.shape) * image.get_data_dtype().itemsize
+        size = path.stat().st_size
+        if announced > size * _EXPANSION.get(path.suffix, math.inf):
+            raise DamagedFileError(
+                path,
+                f"it cannot be read (the header announces {announced} bytes, more than "
+                f"a file of {size} bytes can hold)",
+            )
         try:
             # Keeps integers as they are; uncompressed files are mapped, not read.
             values = np.asanyarray(image.dataobj)
-        except (OSError, EOFError, ValueError, zlib.error) as error:
+        except (OSError, EOFError, ValueError, MemoryError, zlib.error) as error:
             raise DamagedFileError(path, f"it cannot be read ({error})") from error
         if values.dtype == np.float64:
-            values = values.astype(np.float32)
+            with np.errstate(over="ignore"):  # becomes infinite, which is refused
+                values = values.astype(np.float32)
         return values.transpose(_slices_first(values.ndim, self._options.slice_axis))
 
 
@@ -379,6 +446,11 @@ def _header(path: Path) -> Any:
 def _slices_first(ndim: int, slice_axis: int) -> tuple[int, ...]:
     """The order of axes that brings slices to the front and keeps the others."""
     return (slice_axis, *(i for i in range(ndim) if i != slice_axis))
+
+
+def _check_finite(plane: np.ndarray, number: int, path: Path) -> None:
+    if not np.isfinite(plane).all():
+        raise DamagedFileError(path, f"slice {number} holds voxels that are not finite")
 
 
 def _clip(image: np.ndarray, limits: Window | None) -> np.ndarray:

@@ -7,7 +7,6 @@ prediction maps (PLFD).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 from jaxkd.distill.method import Method, Weight
@@ -33,7 +32,6 @@ def hlfd(
     teacher_last: str = "e5",
     teacher_decoder: tuple[str, ...] = ("d5", "d4", "d3"),
     teacher_output: str = "out",
-    upsampled_from: Mapping[str, str] | None = None,
 ) -> Method:
     """HLFD as its code computes it.
 
@@ -62,8 +60,6 @@ def hlfd(
       teacher_last: last encoder tap of the teacher.
       teacher_decoder: decoder taps of the teacher.
       teacher_output: prediction tap of the teacher, at least 2 channels.
-      upsampled_from: see `transfers.Settings`; for a student whose decoder taps are
-        resized encoder taps it saves time and memory and changes no value.
 
     Raises:
       ValueError: an option is impossible, or the teacher's taps are empty.
@@ -77,7 +73,6 @@ def hlfd(
         temperature=temperature,
         projection=projection,
         pmd_norm=pmd_norm,
-        upsampled_from=dict(upsampled_from or {}),
     )
 
     def unified(student: str, teachers: tuple[str, ...]) -> Transfer:

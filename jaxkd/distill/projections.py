@@ -34,13 +34,9 @@ def sample(key: jax.Array, widths: Widths) -> Projections:
     for i, (name, (channels, width)) in enumerate(widths.items()):
         kernel_key, bias_key = jax.random.split(jax.random.fold_in(key, i))
         limit = channels**-0.5
-
-        def uniform(key: jax.Array, shape: tuple[int, ...], limit: float) -> jax.Array:
-            return jax.random.uniform(key, shape, jnp.float32, -limit, limit)
-
         projections[name] = {
-            "kernel": uniform(kernel_key, (channels, width), limit),
-            "bias": uniform(bias_key, (width,), limit),
+            "kernel": _uniform(kernel_key, (channels, width), limit),
+            "bias": _uniform(bias_key, (width,), limit),
         }
     return projections
 
@@ -68,3 +64,7 @@ def current(
     if kind == "fixed":
         return memory
     return sample(key, widths)
+
+
+def _uniform(key: jax.Array, shape: tuple[int, ...], limit: float) -> jax.Array:
+    return jax.random.uniform(key, shape, jnp.float32, -limit, limit)

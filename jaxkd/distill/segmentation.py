@@ -7,7 +7,6 @@ keeps names apart from the classification methods whose formulas differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -50,29 +49,26 @@ def _settings(
     temperature: float,
     projection: Projection,
     pmd_norm: Literal["code", "pixel"],
-    upsampled_from: Mapping[str, str] | None = None,
 ) -> Settings:
     return Settings(
         exponent=exponent,
         temperature=temperature,
         projection=projection,
         pmd_norm=pmd_norm,
-        upsampled_from=dict(upsampled_from or {}),
     )
 
 
 @register()
-def seg_at(*, weight: Weight = 1.0, exponent: int = 4) -> Method:
+def seg_at(*, exponent: int = 4) -> Method:
     """Attention transfer of the deepest encoder layer: `IMD(e5, e5)`.
 
     Args:
-      weight: of the term `flfd`.
       exponent: even power of the importance maps.
     """
     return transfer_method(
         "seg_at",
         importance=_same("e5"),
-        weights={"flfd": weight},
+        weights={"flfd": 1.0},
         settings=Settings(exponent=exponent),
     )
 
@@ -115,7 +111,6 @@ def seg_deep(
     temperature: float = 4.0,
     projection: Projection = "resample",
     pmd_norm: Literal["code", "pixel"] = "code",
-    upsampled_from: Mapping[str, str] | None = None,
 ) -> Method:
     """Every layer from the same layer of the teacher (the code's "deep KD").
 
@@ -130,7 +125,6 @@ def seg_deep(
       temperature: of the prediction maps.
       projection: see `hlfd`.
       pmd_norm: see `hlfd`.
-      upsampled_from: see `hlfd`.
     """
     itself = Transfer(kind="itself", student=("d5",), teacher=())
     return transfer_method(
@@ -138,7 +132,7 @@ def seg_deep(
         importance=_same("e1", "e2", "e3", "e4", "e5"),
         prediction=[*_same("out", "d4", "d3", "d2"), itself],
         weights={"flfd": beta, "plfd": alpha},
-        settings=_settings(exponent, temperature, projection, pmd_norm, upsampled_from),
+        settings=_settings(exponent, temperature, projection, pmd_norm),
     )
 
 
@@ -151,7 +145,6 @@ def hifd(
     temperature: float = 4.0,
     projection: Projection = "resample",
     pmd_norm: Literal["code", "pixel"] = "code",
-    upsampled_from: Mapping[str, str] | None = None,
 ) -> Method:
     """Feedback by individual transfers only.
 
@@ -165,14 +158,13 @@ def hifd(
       temperature: of the prediction maps.
       projection: see `hlfd`.
       pmd_norm: see `hlfd`.
-      upsampled_from: see `hlfd`.
     """
     return transfer_method(
         "hifd",
         importance=_from("e5", "e5", "e2", "e4"),
         prediction=_from("out", "out", "d4", "d2"),
         weights={"flfd": beta, "plfd": alpha},
-        settings=_settings(exponent, temperature, projection, pmd_norm, upsampled_from),
+        settings=_settings(exponent, temperature, projection, pmd_norm),
     )
 
 
@@ -185,7 +177,6 @@ def ifd(
     temperature: float = 4.0,
     projection: Projection = "resample",
     pmd_norm: Literal["code", "pixel"] = "code",
-    upsampled_from: Mapping[str, str] | None = None,
 ) -> Method:
     """Feedback to the concatenation of the student's layers.
 
@@ -199,7 +190,6 @@ def ifd(
       temperature: of the prediction maps.
       projection: see `hlfd`.
       pmd_norm: see `hlfd`.
-      upsampled_from: see `hlfd`.
     """
 
     def concatenated(teacher: str, *students: str) -> Transfer:
@@ -210,7 +200,7 @@ def ifd(
         importance=[*_same("e5"), concatenated("e5", "e1", "e2", "e3", "e4")],
         prediction=[*_same("out"), concatenated("out", "d5", "d4", "d3", "d2")],
         weights={"flfd": beta, "plfd": alpha},
-        settings=_settings(exponent, temperature, projection, pmd_norm, upsampled_from),
+        settings=_settings(exponent, temperature, projection, pmd_norm),
     )
 
 

@@ -20,7 +20,6 @@ from jaxkd.distill.checks import feature_map, first_teacher
 from jaxkd.distill.method import Batch, Memory, Method, Params, Terms, Weight
 from jaxkd.layers import NetworkSpec, Outputs
 from jaxkd.losses.checks import check_positive
-from jaxkd.numerics import resize_bilinear
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,17 +68,12 @@ class Settings:
       projection: where the 1x1 projections come from.
       pmd_norm: divisor of the prediction maps, see
         `losses.prediction_map_distillation`.
-      upsampled_from: student taps that are other taps of the student resized
-        (bilinear, align_corners=True) to a larger size, by name. A projection is
-        then applied before that resizing, with equal results: the large tap is never
-        made if nothing else reads it.
     """
 
     exponent: int = 4
     temperature: float = 4.0
     projection: projections.Projection = "resample"
     pmd_norm: Literal["code", "pixel"] = "code"
-    upsampled_from: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.exponent < 2 or self.exponent % 2:
@@ -135,7 +129,6 @@ def transfer_method(
                 feature_map(student, tap)
             for tap in transfer.teacher:
                 feature_map(teacher, tap)
-        _check_upsampled(student, settings.upsampled_from)
         widths = _widths(prediction, student, teacher)
         for target, (_, width) in widths.items():
             if width < 2:
@@ -214,11 +207,6 @@ def _prediction(
         return losses.unified_prediction_map_distillation(
             students[0], teachers, kernel, bias, **options
         )
-    if all(tap in settings.upsampled_from for tap in transfer.student):
-        projected = _project_before_upsampling(
-            transfer.student, student, kernel, bias, settings.upsampled_from
-        )
-        students, kernel, bias = [projected], None, None
     if transfer.kind == "itself":
         target = student.taps[transfer.student[0]]
         projected = losses.project(students, kernel, bias)
@@ -226,31 +214,6 @@ def _prediction(
     return losses.concatenated_prediction_map_distillation(
         students, teachers[0], kernel, bias, **options
     )
-
-
-def _project_before_upsampling(
-    taps: Sequence[str],
-    student: Outputs,
-    kernel: jax.Array,
-    bias: jax.Array,
-    upsampled_from: Mapping[str, str],
-) -> jax.Array:
-    """`losses.project` of upsampled taps, made from the small maps they come from.
-
-    Only the static shapes of the large taps are read, so XLA drops them.
-    """
-    shapes = [student.taps[tap].shape for tap in taps]
-    sizes = [(shape[1], shape[2]) for shape in shapes]
-    smallest = min(sizes)
-    parts, start = [], 0
-    for tap, size in zip(taps, sizes, strict=True):
-        small = student.taps[upsampled_from[tap]]
-        stop = start + small.shape[-1]
-        part = losses.project([small], kernel[start:stop])
-        part = resize_bilinear(part, size, align_corners=True)
-        parts.append(resize_bilinear(part, smallest))
-        start = stop
-    return sum(parts[1:], parts[0]) + bias[None, None, None]
 
 
 def _widths(
@@ -266,13 +229,3 @@ def _widths(
         else:
             widths[transfer.name] = (sum(of_student), of_teacher[0])
     return widths
-
-
-def _check_upsampled(student: NetworkSpec, upsampled_from: Mapping[str, str]) -> None:
-    for large, small in upsampled_from.items():
-        shape, source = feature_map(student, large), feature_map(student, small)
-        if shape[2] != source[2]:
-            raise ValueError(
-                f"upsampled_from says that tap {large!r} is tap {small!r} resized, but "
-                f"they have {shape[2]} and {source[2]} channels"
-            )

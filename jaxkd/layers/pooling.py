@@ -1,4 +1,4 @@
-"""Max-pooling whose gradient is fast on every backend and defined at ties.
+"""Max-pooling whose gradient is fast on CPU and defined at ties.
 
 The gradient goes to the first maximum of a window in row-major order, as in the
 frameworks whose published networks are rebuilt here; after a ReLU ties at zero are

@@ -307,8 +307,8 @@ def project(
     """Resizes maps to the smallest, concatenates, projects by 1x1, resizes to `size`.
 
     A 1x1 convolution commutes with bilinear resizing, bias included, because
-    interpolation weights sum to one. Each map is therefore projected at the size where
-    that costs least; only rounding differs from the order in the name.
+    interpolation weights sum to one. If `size` is smaller than the smallest map, the
+    maps are therefore projected last; only rounding differs.
 
     Args:
       maps: maps of any sizes and channels.
@@ -335,22 +335,13 @@ def project(
             f"the projection takes {kernel.shape[0]} channels and the maps have "
             f"{' + '.join(map(str, channels))}"
         )
-    width = kernel.shape[1]
-    at_middle, at_end, start = [], [], 0
+    fewest = min(middle, size, key=math.prod)
+    parts, start = [], 0
     for x, count in zip(maps, channels, strict=True):
-        part = kernel[start : start + count]
+        resized = resize_bilinear(resize_bilinear(x, middle), fewest)
+        parts.append(_dense(resized, kernel[start : start + count]))
         start += count
-        stage = _cheapest_stage([_size(x), middle, size], count, width)
-        if stage == 0:
-            at_middle.append(resize_bilinear(_dense(x, part), middle))
-        elif stage == 1:
-            at_middle.append(_dense(resize_bilinear(x, middle), part))
-        else:
-            resized = resize_bilinear(resize_bilinear(x, middle), size)
-            at_end.append(_dense(resized, part))
-    if at_middle:
-        at_end.append(resize_bilinear(sum(at_middle[1:], at_middle[0]), size))
-    result = sum(at_end[1:], at_end[0])
+    result = resize_bilinear(sum(parts[1:], parts[0]), size)
     if bias is None:
         return result
     return result + bias.astype(jnp.float32)[None, None, None]
@@ -365,24 +356,6 @@ def _dense(
         kernel.astype(x.dtype),
         preferred_element_type=jnp.float32,
     )
-
-
-def _cheapest_stage(sizes: Sequence[Size], channels: int, width: int) -> int:
-    """At which of the sizes that a map passes through to project it.
-
-    Counts multiply-adds: a projection `channels * width` per pixel, a resize about 4
-    per value it makes.
-    """
-    pixels = [math.prod(size) for size in sizes]
-
-    def cost(stage: int) -> int:
-        total = pixels[stage] * channels * width
-        for i in range(1, len(sizes)):
-            if sizes[i] != sizes[i - 1]:
-                total += 4 * pixels[i] * (channels if i <= stage else width)
-        return total
-
-    return min(range(len(sizes)), key=cost)
 
 
 def _importance(

@@ -25,6 +25,10 @@ def _worth_reading(record: logging.LogRecord) -> bool:
     return "did not provide metrics" not in record.getMessage()
 
 
+class CheckpointError(Exception):
+    """A checkpoint cannot be used; the text is one line for the user."""
+
+
 class Checkpoints:
     """The checkpoints of one stage.
 
@@ -104,7 +108,7 @@ class Checkpoints:
           The state and the record.
 
         Raises:
-          ValueError: the checkpoint's arrays do not fit `abstract`.
+          CheckpointError: the checkpoint is damaged or does not fit `abstract`.
         """
         items = {
             "state": ocp.args.StandardRestore(abstract),
@@ -115,7 +119,14 @@ class Checkpoints:
         with warnings.catch_warnings():
             # Orbax warns when a checkpoint is read onto another number of devices.
             warnings.filterwarnings("ignore", message=".*[Ss]harding.*")
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+            try:
+                restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+            except Exception as error:  # Orbax raises what its storage layers raise.
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                raise CheckpointError(
+                    f"checkpoint {self._manager.directory / str(step)} cannot be read "
+                    f"({reason}); delete that folder to go on from the one before"
+                ) from error
         return restored["state"], dict(restored["record"])
 
     def latest(self) -> int | None:

@@ -13,10 +13,15 @@ from jaxkd.data import pipeline
 from jaxkd.metrics.evaluators import ClassificationEvaluator, SegmentationEvaluator
 from jaxkd.training import sharding
 from jaxkd.training.network import Network, Variables
+from jaxkd.training.progress import TrainingFailed
 from jaxkd.training.setup import Setup
 from jaxkd.training.step import make_eval_step
 
 MAX_PREDICTIONS = 64
+
+
+class NotFinite(TrainingFailed):
+    """A network predicts NaN or infinity."""
 
 
 class Evaluation:
@@ -69,7 +74,7 @@ class Evaluation:
         probabilities = np.stack([shown[i]["probabilities"] for i in indices])
         arrays = {
             "index": np.array(indices),
-            "image": displayable(self._images(shown, indices)),
+            "image": displayable(self._images(indices)),
             "truth": np.stack([shown[i]["label"] for i in indices]).astype(np.int32),
         }
         if isinstance(evaluator, SegmentationEvaluator):
@@ -106,25 +111,33 @@ class Evaluation:
         batches = pipeline.eval_batches(
             setup.test,
             batch_size=setup.eval_batch_size,
+            workers=setup.plan.data.workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
         for batch in batches:
             arrays = sharding.put_batch(batch, setup.mesh)
             # The step returns labels cropped as the network saw the images.
-            records = {**arrays, **step(variables, arrays)}
+            records = {k: arrays[k] for k in ("index", "valid")}
+            records |= step(variables, arrays)
             if jax.process_count() > 1:
                 records = multihost_utils.process_allgather(records, tiled=True)
             host: Any = jax.device_get(records)
             valid = host.pop("valid")
-            yield {k: np.asarray(v)[valid] for k, v in host.items()}
+            host = {k: np.asarray(v)[valid] for k, v in host.items()}
+            finite = np.isfinite(host["probabilities"].reshape(len(host["index"]), -1))
+            if not finite.all():
+                record = host["index"][~finite.all(axis=1)][0]
+                raise NotFinite(
+                    f"predictions of network {network.name!r} for test record "
+                    f"{record} are not finite"
+                )
+            yield host
 
-    def _images(
-        self, shown: dict[int, dict[str, np.ndarray]], indices: list[int]
-    ) -> np.ndarray:
+    def _images(self, indices: list[int]) -> np.ndarray:
         """The images under the crop that evaluation uses, before normalisation."""
         box = self._setup.plan.data.augment.crop_box
-        images = np.stack([shown[i]["image"] for i in indices])
+        images = np.stack([self._setup.test[i]["image"] for i in indices])
         if box is not None:
             top, bottom, left, right = box
             images = images[:, top:bottom, left:right]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import signal
 import threading
 import time
@@ -17,9 +18,10 @@ from tqdm.auto import tqdm
 from jaxkd.data import pipeline
 from jaxkd.training import sharding
 from jaxkd.training.checkpoints import Checkpoints, abstract_like
-from jaxkd.training.evaluation import Evaluation
+from jaxkd.training.evaluation import Evaluation, NotFinite
 from jaxkd.training.network import Variables
 from jaxkd.training.progress import Clock, TrainingFailed, Window
+from jaxkd.training.schema import ConfigError
 from jaxkd.training.setup import Setup, Stage
 from jaxkd.training.state import TrainState
 from jaxkd.training.step import make_train_step
@@ -108,18 +110,9 @@ def run(
 
 
 def evaluate(setup: Setup, workdir: Workdir) -> dict[str, Any]:
-    """Evaluates every trained network again and updates the summary.
-
-    Raises:
-      TrainingFailed: no stage of the run is finished.
-    """
+    """Evaluates the networks of all finished stages again and updates the summary."""
     summary = workdir.summary()
-    finished = [s["name"] for s in summary.get("stages", [])]
-    if not finished:
-        raise TrainingFailed(
-            f"{workdir.path} holds no finished stage to evaluate; "
-            "run with --mode=train first"
-        )
+    finished = [s["name"] for s in summary["stages"]]
     evaluation = Evaluation(setup)
     for name in dict.fromkeys(
         s.student.name for s in setup.stages if s.name in finished
@@ -287,6 +280,7 @@ class StageRunner:
                 first_step, clock = 0, Clock()
             else:
                 state, record = checkpoints.restore(latest, abstract, iterator)
+                self._check_data(record)
                 first_step, clock = latest, Clock(**record["clock"])
                 logger.info("%s: resumed at step %d", stage.name, first_step)
             self.writer.rewind(stage.name, first_step, finished=finished)
@@ -299,6 +293,8 @@ class StageRunner:
 
             # ---------------------------------------------------------- hand on
             checkpoints.wait()
+            if self.stop.received and jax.process_count() == 1:
+                raise self._stopped(stage.total_steps)
             chosen = _handed_on(stage, checkpoints)
             if chosen != int(state.step):
                 state, _ = checkpoints.restore(chosen, abstract)
@@ -360,7 +356,7 @@ class StageRunner:
                 epoch = step // per_epoch
                 every = plan.evaluation.every_epochs
                 judged = last or (epoch_done and every and epoch % every == 0)
-                if judged or last or step % plan.log.every_steps == 0:
+                if judged or step % plan.log.every_steps == 0:
                     bar.set_postfix(window.flush(step))
 
                 # Every save stands after a flush: a loss that is not finite is
@@ -373,28 +369,32 @@ class StageRunner:
                     window.restart()
                 save_every = plan.checkpoint.every_steps or per_epoch
                 stopping = self._stopping(step)
-                if judged or last or stopping or step % save_every == 0:
+                if judged or stopping or step % save_every == 0:
                     window.flush(step)
                     clock.stop()
-                    record = {"stage": stage.name, "clock": dataclasses.asdict(clock)}
+                    record = {
+                        "clock": dataclasses.asdict(clock),
+                        "train_records": len(setup.train),
+                    }
                     checkpoints.save(step, state, iterator, record, score=score)
                     window.restart()
                 if stopping and not last:
                     checkpoints.wait()
-                    raise Stopped(
-                        f"stopped by {self.stop.received or 'a signal'} in stage "
-                        f"{stage.name!r} after step {step} of {total}; saved, run the "
-                        "same command again to continue"
-                    )
+                    raise self._stopped(step)
         jax.block_until_ready(state)
         clock.stop()
         return state
 
     def _evaluate(self, state: TrainState, step: int, epoch: int) -> float:
         """Evaluates between epochs, writes the record, returns the score."""
-        metrics = self.evaluation.metrics(
-            self.stage.student, state.final_variables(), surface=False
-        )
+        try:
+            metrics = self.evaluation.metrics(
+                self.stage.student, state.final_variables(), surface=False
+            )
+        except NotFinite as error:
+            # Early batch-norm statistics may overflow and recover; the losses did not.
+            logger.warning("%s, step %d: %s", self.stage.name, step, error)
+            metrics = {self.setup.metric: math.nan}
         self.writer.write(
             {
                 "kind": "eval",
@@ -406,6 +406,23 @@ class StageRunner:
             }
         )
         return float(metrics[self.setup.metric])
+
+    def _check_data(self, record: Mapping[str, Any]) -> None:
+        """Checks that a run goes on with as many records as it began with."""
+        before, now = record["train_records"], len(self.setup.train)
+        if before != now:
+            raise ConfigError(
+                f"config.data: stage {self.stage.name!r} began with {before} training "
+                f"records and there are {now} now; restore the data or take another "
+                "--workdir"
+            )
+
+    def _stopped(self, step: int) -> Stopped:
+        return Stopped(
+            f"stopped by {self.stop.received or 'a signal'} in stage "
+            f"{self.stage.name!r} after step {step} of {self.stage.total_steps}; "
+            "saved, run the same command again to continue"
+        )
 
     def _stopping(self, step: int) -> bool:
         """Whether any process was asked to stop."""

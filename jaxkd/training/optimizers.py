@@ -32,6 +32,10 @@ def learning_rate(
     warmup = plan.warmup_epochs
     if warmup >= epochs:
         raise ValueError(f"warmup_epochs {warmup} must be below epochs {epochs}")
+    if plan.milestones and plan.milestones[-1] >= epochs:
+        raise ValueError(
+            f"milestone {plan.milestones[-1]} is never reached in {epochs} epochs"
+        )
 
     def schedule(step: jax.Array) -> jax.Array:
         epoch = jnp.asarray(step, jnp.float32) / steps_per_epoch

@@ -7,6 +7,7 @@ without data or networks; `jaxkd.training.setup` builds the objects and checks t
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -18,15 +19,15 @@ from jaxkd.training.schema import ConfigError, build
 def _positive(owner: Any, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
-        if value is not None and value <= 0:
-            raise ValueError(f"{name} must be > 0, got {value}")
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be > 0 and finite, got {value}")
 
 
 def _not_negative(owner: Any, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
-        if value is not None and value < 0:
-            raise ValueError(f"{name} must be >= 0, got {value}")
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be >= 0 and finite, got {value}")
 
 
 def _fraction(owner: Any, *names: str) -> None:
@@ -263,8 +264,8 @@ class Plan:
                 )
         if len(set(self.run)) < len(self.run):
             raise ValueError(f"run: a stage comes twice in {self.run}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be >= 0, got {self.seed}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be >= 0 and below 2**32, got {self.seed}")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Plan:
@@ -312,6 +313,11 @@ def _check_names(plan: Plan) -> list[str]:
                     f"{path}.teachers: {teacher!r} is not trained by an earlier stage; "
                     f"trained so far: {', '.join(trained) or 'none'}"
                 )
+        if stage.keep == "best" and plan.evaluation.every_epochs is None:
+            raise ConfigError(
+                f"{path}.keep: 'best' needs evaluation between epochs; set "
+                "config.evaluation.every_epochs"
+            )
         if plan.data.batch_size % stage.accumulate:
             raise ConfigError(
                 f"{path}.accumulate: {stage.accumulate} does not divide "

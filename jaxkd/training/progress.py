@@ -13,6 +13,9 @@ import numpy as np
 from jaxkd.training.setup import Setup, Stage
 from jaxkd.training.workdir import MetricsWriter
 
+# An update that overflows would spoil the parameters that are saved after the step.
+_MUST_BE_FINITE = ("loss", "grad_norm", "update_norm")
+
 
 class TrainingFailed(Exception):
     """The run cannot go on; the text is one line for the user."""
@@ -135,13 +138,14 @@ class Window:
     def _check(self, values: list[Any]) -> None:
         for i, value in enumerate(values):
             bad = [k for k, v in value["terms"].items() if not np.isfinite(v)]
-            names = [k for k in ("loss", "grad_norm") if not np.isfinite(value[k])]
+            names = [k for k in _MUST_BE_FINITE if not np.isfinite(value[k])]
             if bad or names:
                 what = ", ".join(f"term {k!r}" for k in bad) or names[0]
                 raise TrainingFailed(
                     f"stage {self._stage.name!r}, step {self._first + i + 1}: "
-                    f"{what} is not finite; the last checkpoint is good. Try a lower "
-                    "learning rate, optimizer.clip_norm or precision='float32'"
+                    f"{what} is not finite, and the step is not saved; in a new "
+                    "--workdir try a lower learning rate, optimizer.clip_norm or "
+                    "precision='float32'"
                 )
 
 

@@ -25,6 +25,7 @@ from jaxkd.training.plan import NetworkPlan, Plan, StagePlan
 from jaxkd.training.schema import ConfigError, at
 from jaxkd.training.state import TrainState
 from jaxkd.training.step import init_state
+from jaxkd.training.workdir import import_tensorboard
 
 # Metrics that can tell the best checkpoint: larger is better.
 _SCORES = {
@@ -127,6 +128,9 @@ def make_setup(plan: Plan) -> Setup:
     """
     with at("config.mesh"):
         mesh = sharding.make_mesh(data=plan.mesh.data, fsdp=plan.mesh.fsdp)
+    with at("config.log.tensorboard"):
+        if plan.log.tensorboard:
+            import_tensorboard()
     train, test = _load_data(plan)
     scores = _SCORES[train.info.task]
     if plan.evaluation.metric not in (None, *scores):
@@ -224,8 +228,11 @@ def _module(plan: NetworkPlan, num_classes: int, precision: str) -> Any:
             f"num_classes is {wanted} but the data have {num_classes} classes; "
             "leave num_classes out"
         )
-    options.setdefault("dtype", _DTYPES[precision])
-    return models.create(plan.name, num_classes=num_classes, **options)
+    if "dtype" in options:
+        raise ValueError("dtype is config.precision's matter; leave it out here")
+    return models.create(
+        plan.name, num_classes=num_classes, dtype=_DTYPES[precision], **options
+    )
 
 
 def _check_task(network: Network, task: str) -> None:

@@ -28,8 +28,8 @@ StepFn = Callable[
     [TrainState, Batch, tuple[Variables, ...]], tuple[TrainState, Metrics]
 ]
 
-# Streams of random numbers drawn from one key.
-_AUGMENT, _METHOD, _NETWORK = range(3)
+# Streams of random numbers drawn from one step's key.
+_METHOD, _NETWORK = range(2)
 
 
 def init_state(
@@ -106,7 +106,7 @@ def make_train_step(
 
     Returns:
       The pure step. Its metrics are `loss`, `terms` (unweighted means, float32),
-      `learning_rate` and `grad_norm`.
+      `learning_rate`, `grad_norm` and `update_norm`.
     """
 
     def loss_fn(
@@ -199,10 +199,11 @@ def make_train_step(
     def step(
         state: TrainState, batch: Batch, teacher_variables: tuple[Variables, ...]
     ) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(state.key, state.step)
+        augment_key, step_key = jax.random.split(state.key)
+        key = jax.random.fold_in(step_key, state.step)
         batch = augmentation.train(
             batch,
-            key=jax.random.fold_in(state.key, _AUGMENT),
+            key=augment_key,
             epoch=state.step // steps_per_epoch,
             num_classes=num_classes,
         )
@@ -225,6 +226,7 @@ def make_train_step(
             "terms": means,
             "learning_rate": schedule(state.step),
             "grad_norm": optax.tree.norm(grads),
+            "update_norm": optax.tree.norm(updates),
         }
         new_state = TrainState(
             step=state.step + 1,

@@ -7,14 +7,17 @@ leaves the old or the new one, never half of one.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import io
 import json
+import logging
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,22 @@ import jax
 import numpy as np
 
 from jaxkd.training.config import differences, jsonable
+from jaxkd.training.plan import Plan
 from jaxkd.training.schema import ConfigError
 
+logger = logging.getLogger("jaxkd")
+
+# Settings that do not change what is trained.
+_FREE = (
+    "log",
+    "checkpoint",
+    "mesh",
+    "notes",
+    "data.path",
+    "data.workers",
+    "data.on_error",
+    "data.options.cache",
+)
 _PACKAGES = ("jaxkd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -96,6 +113,32 @@ def describe_device() -> str:
     return f"{len(devices)} x {kind}{suffix}"
 
 
+def _without(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """A config without some keys, which may be paths (`"data.path"`)."""
+    heads = {key.partition(".")[0] for key in keys}
+    result = {}
+    for name, value in config.items():
+        inner = [k.partition(".")[2] for k in keys if k.partition(".")[0] == name]
+        if name not in heads:
+            result[name] = value
+        elif "" not in inner and isinstance(value, Mapping):
+            result[name] = _without(value, inner)
+    return result
+
+
+def import_tensorboard() -> Any:
+    """Imports tensorboardX.
+
+    Raises:
+      ImportError: it is not installed; the message names the extra.
+    """
+    try:
+        import tensorboardX
+    except ImportError as error:
+        raise ImportError("needs tensorboardX: pip install 'jaxkd[logging]'") from error
+    return tensorboardX
+
+
 class Workdir:
     """A run's folder. Only process 0 writes.
 
@@ -107,42 +150,53 @@ class Workdir:
         self.path = path
         self.writes = jax.process_index() == 0
 
-    def claim(self, config: Mapping[str, Any]) -> None:
-        """Makes the folder this config's, or checks that it already is.
+    def claim(self, plan: Plan, *, mode: str = "train") -> None:
+        """Makes the folder this plan's, or (in other modes) checks that it is.
+
+        Settings that leave the training numbers as they are may differ: where the
+        data lie and who reads them, logging, checkpointing, the mesh and, to evaluate
+        again, how. A folder without results yet takes any plan.
 
         Raises:
           ConfigError: the folder holds a run of another config; the line names the
             keys that differ. Or it cannot be written.
         """
+        config = jsonable(dataclasses.asdict(plan))
         file = self.path / "config.json"
-        if file.exists():
-            old = self._read(file)["config"]
-            changes = differences(old, jsonable(config))
+        if file.exists() and self._has_results():
+            old = self._read(file, "config")["config"]
+            free = (*_FREE, "evaluation") if mode == "eval" else _FREE
+            changes = differences(_without(old, free), _without(config, free))
             if changes:
                 shown = "; ".join(changes[:4]) + ("; ..." if len(changes) > 4 else "")
                 raise ConfigError(
                     f"--workdir: {self.path} holds a run of another config "
                     f"({shown}); take another --workdir or undo the change"
                 )
+        if mode != "train" or not self.writes:
             return
+        record = {
+            "config": config,
+            "versions": versions(),
+            "git_revision": git_revision(),
+        }
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if self.writes:
-                record = {
-                    "config": config,
-                    "versions": versions(),
-                    "git_revision": git_revision(),
-                }
-                write_json(file, record)
+            write_json(file, record)
         except OSError as error:
             raise ConfigError(
                 f"--workdir: cannot write to {self.path}: {error.strerror}"
             ) from error
 
+    def _has_results(self) -> bool:
+        """Whether a stage was begun: whether a checkpoint or a summary is there."""
+        saved = self.path.glob("checkpoints/*/[0-9]*")
+        return (self.path / "summary.json").exists() or any(saved)
+
     def summary(self) -> dict[str, Any]:
         """The summary so far; empty if there is none."""
         file = self.path / "summary.json"
-        return self._read(file) if file.exists() else {}
+        return self._read(file, "stages", "results") if file.exists() else {}
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replaces `summary.json`."""
@@ -150,12 +204,16 @@ class Workdir:
             write_json(self.path / "summary.json", summary)
 
     def predictions(self) -> dict[str, np.ndarray]:
-        """The arrays of `predictions.npz`; empty if there is none."""
+        """The arrays of `predictions.npz`; empty if there is none that can be read."""
         file = self.path / "predictions.npz"
         if not file.exists():
             return {}
-        with np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            logger.warning("%s is damaged (%s) and is written anew", file, error)
+            return {}
 
     def add_predictions(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Adds arrays to `predictions.npz`, replacing those of the same names."""
@@ -169,11 +227,18 @@ class Workdir:
         """The folder of a stage's checkpoints."""
         return self.path / "checkpoints" / stage
 
-    def _read(self, file: Path) -> dict[str, Any]:
+    def _read(self, file: Path, *keys: str) -> dict[str, Any]:
         try:
-            return json.loads(file.read_text())
-        except (OSError, ValueError) as error:
+            value = json.loads(file.read_text())
+            missing = [k for k in keys if k not in value]
+        except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"--workdir: cannot read {file}: {error}") from error
+        if missing:
+            raise ConfigError(
+                f"--workdir: {file} is damaged: it has no {missing[0]!r}; restore it "
+                "or take another --workdir"
+            )
+        return value
 
 
 class MetricsWriter:
@@ -195,18 +260,21 @@ class MetricsWriter:
         self._file = None
         self._board = None
         self._enabled = workdir.writes
-        if tensorboard and self._enabled:
-            try:
-                import tensorboardX
-            except ImportError as error:
-                raise ImportError(
-                    "log.tensorboard needs tensorboardX: pip install 'jaxkd[logging]'"
-                ) from error
-            self._board = tensorboardX.SummaryWriter(str(workdir.path / "tb"))
+        self._board_path = workdir.path / "tb"
+        self._tensorboard = import_tensorboard() if tensorboard else None
 
     def rewind(self, stage: str, step: int, *, finished: list[str]) -> None:
         """Keeps the records of `finished` stages, and of `stage` up to `step`."""
-        if not self._enabled or not self._path.exists():
+        if not self._enabled:
+            return
+        if self._tensorboard is not None:
+            if self._board is not None:
+                self._board.close()
+            # One folder per stage, so that dropping later steps spares other stages.
+            self._board = self._tensorboard.SummaryWriter(
+                str(self._board_path / stage), purge_step=step + 1
+            )
+        if not self._path.exists():
             return
         if self._file is not None:
             # The file is replaced below; an open handle would write to the old one.
@@ -235,8 +303,7 @@ class MetricsWriter:
             step = int(record["step"])
             for key, value in {**record, **record.get("terms", {})}.items():
                 if isinstance(value, int | float) and key not in ("step", "epoch"):
-                    tag = f"{record['stage']}/{record['kind']}/{key}"
-                    self._board.add_scalar(tag, value, step)
+                    self._board.add_scalar(f"{record['kind']}/{key}", value, step)
 
     def close(self) -> None:
         """Closes the files."""

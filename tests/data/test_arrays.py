@@ -1,6 +1,8 @@
 """Arrays in memory, npz files, digits."""
 
+import io
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -167,6 +169,34 @@ def test_damaged_npz_files_are_named(tmp_path):
     np.save(tmp_path / "one.npy", np.zeros(3))
     with pytest.raises(data.DamagedFileError, match="a single array"):
         data.load("npz", split="train", path=tmp_path / "one.npy")
+
+
+def header_of(shape):
+    content = io.BytesIO()
+    header = {"descr": "<f8", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(content, header)
+    return content.getvalue()
+
+
+def test_arrays_larger_than_their_file_are_refused(tmp_path):
+    path = tmp_path / "set.npz"
+    for shape in ((10**13,), (3, 2, 2)):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("train_images.npy", header_of(shape))
+        with pytest.raises(data.DamagedFileError, match="set.npz: .* announces"):
+            data.load("npz", split="train", path=path)
+    path.write_bytes(header_of((10**13,)))
+    with pytest.raises(data.DamagedFileError, match="set.npz: not a readable .npz"):
+        data.load("npz", split="train", path=path)
+
+
+@pytest.mark.parametrize("name", ["train_images", "train_images.npy"])
+def test_members_that_are_no_arrays_are_refused(tmp_path, name):
+    path = tmp_path / "set.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, "text")
+    with pytest.raises(data.DamagedFileError, match="'train_images' is not an array"):
+        data.load("npz", split="train", path=path)
 
 
 def test_digits_are_split_once_and_for_all():

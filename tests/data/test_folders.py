@@ -116,6 +116,41 @@ def test_damaged_images_are_skipped_counted_and_reported_once(classes, caplog):
     assert values == [1, 2, 10, 12]
 
 
+def test_images_of_another_size_are_skipped_before_training(classes, masks_of_sizes):
+    write(classes / "train" / "cat" / "1.png", 1, size=(5, 6))
+    options = dict(split="train", on_error="skip")
+    source = data.load("image_folder", path=classes, **options)
+    assert [p[-6:] for p in source.info.skipped] == ["/1.png"]
+    assert {source[i]["image"].shape for i in range(len(source))} == {(4, 6, 3)}
+    # Sizes do not matter where images are resized.
+    source = data.load("image_folder", path=classes, image_size=8, **options)
+    assert (len(source), source.info.skipped) == (6, ())
+    source = data.load("image_mask_folder", path=masks_of_sizes, **options)
+    assert [p[-6:] for p in source.info.skipped] == ["/b.png"]
+    assert [source[i]["image"].shape[:2] for i in range(len(source))] == [(4, 6)]
+
+
+@pytest.fixture
+def masks_of_sizes(tmp_path):
+    """Two pairs of images and masks, of different sizes."""
+    folder = tmp_path / "pairs"
+    for split in ("train", "test"):
+        for name, size in (("a", (4, 6)), ("b", (5, 6))):
+            for kind in ("images", "masks"):
+                write(folder / split / kind / f"{name}.png", 1, size)
+    return folder
+
+
+def test_hidden_folders_are_not_searched(classes):
+    copy = classes / "train" / "cat" / ".ipynb_checkpoints" / "0-checkpoint.png"
+    write(copy, 99)
+    assert len(data.load("image_folder", split="train", path=classes)) == 6
+    # A data set below a hidden folder is found.
+    hidden = classes.parent / ".hidden"
+    classes.rename(hidden)
+    assert len(data.load("image_folder", split="train", path=hidden)) == 6
+
+
 def test_nothing_readable_is_an_error(tmp_path):
     for name in ("a", "b"):
         spoil(write(tmp_path / "train" / name / "0.png", 0))
@@ -188,6 +223,46 @@ def test_mask_folders_may_lie_in_split_folders_and_have_a_suffix(masks, tmp_path
     options = dict(path=tmp_path, threshold=127, mask_suffix="_GT")
     assert len(data.load("image_mask_folder", split="train", **options)) == 6
     assert len(data.load("image_mask_folder", split="test", **options)) == 4
+
+
+def test_a_threshold_takes_bits_for_black_and_white(tmp_path):
+    bits = np.zeros((4, 6), bool)
+    bits[:2] = True
+    (tmp_path / "masks").mkdir()
+    for i in range(2):
+        write(tmp_path / "images" / f"{i}.png", i)
+        Image.fromarray(bits).save(tmp_path / "masks" / f"{i}.png")
+    for threshold in (None, 127):
+        source = data.load(
+            "image_mask_folder", split="train", path=tmp_path, threshold=threshold
+        )
+        np.testing.assert_array_equal(source[0]["label"], bits)
+
+
+def test_masks_are_paired_within_their_folders(tmp_path):
+    for value, folder in enumerate("ab"):
+        for i in range(2):
+            write(tmp_path / "images" / folder / f"{i}.jpg", 100 * value)
+            write(tmp_path / "masks" / folder / f"{i}_m.png", value)
+    sources = [
+        data.load("image_mask_folder", split=split, path=tmp_path, mask_suffix="_m")
+        for split in ("train", "test")
+    ]
+    records = [source[i] for source in sources for i in range(len(source))]
+    assert len(records) == 4
+    for record in records:
+        assert (record["image"] > 50).all() == record["label"].all()
+    (tmp_path / "masks" / "b" / "1_m.png").rename(tmp_path / "masks" / "1_m.png")
+    with pytest.raises(FileNotFoundError, match=r"1.jpg has no mask b/1_m\.\*"):
+        data.load("image_mask_folder", split="train", path=tmp_path, mask_suffix="_m")
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_two_files_of_one_name_are_refused(masks, kind):
+    write(masks / kind / "3.bmp", 0)
+    with pytest.raises(ValueError, match=r"3\.bmp and .*3\..* have one name") as error:
+        data.load("image_mask_folder", split="train", path=masks)
+    assert "\n" not in str(error.value)
 
 
 def test_a_mask_value_that_is_no_class_names_file_and_remedy(masks):

@@ -144,7 +144,7 @@ def test_lits_is_found_in_its_folders_and_transposed(tmp_path, ending, folders):
         (tmp_path / "segmentations").mkdir()
         for file in list(tmp_path.glob("segmentation-*")):
             file.rename(tmp_path / "segmentations" / file.name)
-    train, test = both_sides("lits", tmp_path, image_size=None)
+    train, test = both_sides("lits", tmp_path, image_size=None, test_fraction=0.25)
     assert (len(set(train.groups)), len(set(test.groups))) == (3, 1)
     for source in (train, test):
         for i in range(len(source)):
@@ -301,7 +301,7 @@ def test_slices_of_any_size_are_brought_to_one(tmp_path):
             both_sides("kits19", **{**options, "seed": seed}, image_size=None)
 
 
-def test_the_published_split_serves_the_complete_set_only(tmp_path, monkeypatch):
+def test_the_published_split_serves_the_cases_it_knows(tmp_path, monkeypatch, caplog):
     write_kits(tmp_path, range(4))
     names = [f"case_{i:05d}" for i in range(4)]
     published = (names[:1], names[1:])
@@ -311,8 +311,29 @@ def test_the_published_split_serves_the_complete_set_only(tmp_path, monkeypatch)
     assert sorted(set(test.groups)) == names[1:]
     train, test = both_sides("kits19", tmp_path, test_fraction=0.25)
     assert len(set(train.groups)) == 3
-    write_kits(tmp_path, [9])
-    assert len(set(data.load("kits19", split="train", path=tmp_path).groups)) == 4
+    # A missing case leaves the others on their sides.
+    (tmp_path / names[2]).rename(tmp_path / "elsewhere")
+    train, test = both_sides("kits19", tmp_path)
+    assert sorted(set(train.groups)) == names[:1]
+    assert sorted(set(test.groups)) == [names[1], names[3]]
+    assert "published" not in caplog.text
+
+
+@pytest.mark.parametrize("numbers", [[0, 1, 2, 3, 9], [1, 2, 3]])
+def test_a_random_split_in_place_of_the_published_is_reported(
+    tmp_path, monkeypatch, caplog, numbers
+):
+    write_kits(tmp_path, numbers)
+    names = [f"case_{i:05d}" for i in range(4)]
+    monkeypatch.setattr(nifti, "kits19_split", lambda: (names[:1], names[1:]))
+    source = data.load("kits19", split="train", path=tmp_path)
+    assert len(set(source.groups)) == len(numbers) - 1
+    reports = [r.getMessage() for r in caplog.records if r.name == "jaxkd.data.nifti"]
+    assert len(reports) == 1
+    assert "used a random split instead (test_fraction=0.2, seed=0)" in reports[0]
+    caplog.clear()
+    data.load("kits19", split="train", path=tmp_path, test_fraction=0.2)
+    assert "random split" not in caplog.text
 
 
 def test_published_lists_follow_from_their_seed():
@@ -391,7 +412,7 @@ def test_the_cache_serves_later_runs_from_disk(tmp_path, monkeypatch):
     for i, record in enumerate(expected):
         for name in record:
             np.testing.assert_array_equal(record[name], plain[i][name])
-    assert not list(folder.glob("tmp*"))
+    assert {file.suffix for file in folder.iterdir()} == {".npy"}
 
     def refuse(self, path):
         raise AssertionError(f"{path} was read again")
@@ -446,7 +467,8 @@ def test_a_truncated_volume_is_named_and_can_be_skipped(tmp_path, kind, caplog):
         sources = both_sides("kits19", tmp_path, on_error="skip", test_fraction=0.5)
     assert sum(map(len, sources)) == 6
     assert sum((s.info.skipped for s in sources), ()) == (str(damaged),)
-    assert len(caplog.records) == 1
+    reports = [r for r in caplog.records if r.name == "jaxkd.data.source"]
+    assert len(reports) == 1
     assert "left out 1 damaged file(s)" in caplog.text
 
 

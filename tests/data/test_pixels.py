@@ -1,5 +1,8 @@
 """How image and mask files of every kind become numbers."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -47,6 +50,91 @@ def test_thirty_two_bits_and_floats_are_refused(tmp_path):
         read_image(real, 1)
     with pytest.raises(DamagedFileError, match="b.tif: masks must hold integers"):
         read_mask(real)
+
+
+def write_deep_png(path, pixels):
+    """A PNG of 16 bits per channel, which Pillow writes for grey only."""
+    height, width, channels = pixels.shape
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, body in (
+        (b"IHDR", header),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ):
+        check = zlib.crc32(kind + body)
+        content += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", check)
+    path.write_bytes(content)
+    return path
+
+
+def write_deep_tiff(path, pixels):
+    """A TIFF of three channels of 16 bits."""
+    height, width, _ = pixels.shape
+    body = pixels.astype("<u2").tobytes()
+    bits_at = 8 + 2 + 9 * 12 + 4
+    entries = [
+        (256, 1, width),
+        (257, 1, height),
+        (258, 3, bits_at),  # bits per sample
+        (259, 1, 1),  # not compressed
+        (262, 1, 2),  # RGB
+        (273, 1, bits_at + 6),  # where the pixels are
+        (277, 1, 3),  # channels
+        (278, 1, height),
+        (279, 1, len(body)),
+    ]
+    content = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    for tag, count, value in entries:
+        content += struct.pack("<HHII", tag, 3, count, value)
+    path.write_bytes(content + bytes(4) + struct.pack("<3H", 16, 16, 16) + body)
+    return path
+
+
+def test_deep_masks_of_several_channels_are_refused(tmp_path):
+    # Pillow keeps the high byte, which is 0 for all classes.
+    refused = "16 bits must have one channel"
+    for channels in (2, 3, 4):
+        path = tmp_path / f"{channels}.png"
+        write_deep_png(path, np.ones((2, 3, channels), int))
+        with pytest.raises(DamagedFileError, match=f"{channels}.png: .*{refused}"):
+            read_mask(path)
+    path = write_deep_tiff(tmp_path / "a.tif", np.ones((2, 3, 3), int))
+    with pytest.raises(DamagedFileError, match=f"a.tif: .*{refused}"):
+        read_mask(path)
+    (tmp_path / "a.ppm").write_bytes(b"P6 1 1 65535\n" + b"\0\1" * 3)
+    with pytest.raises(DamagedFileError, match=f"a.ppm: .*{refused}"):
+        read_mask(tmp_path / "a.ppm")
+    grey = write_deep_png(tmp_path / "grey.png", np.full((2, 3, 1), 300))
+    np.testing.assert_array_equal(read_mask(grey), np.full((2, 3), 300))
+    # Images keep 8 of the 16 bits on purpose.
+    assert read_image(path, 3).shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.png"])
+def test_files_of_several_frames_are_refused(tmp_path, name):
+    frames = [Image.fromarray(GREY), Image.fromarray(GREY[::-1].copy())]
+    path = save(tmp_path / name, frames[0], save_all=True, append_images=frames[1:])
+    for read in (read_mask, lambda path: read_image(path, 1)):
+        with pytest.raises(DamagedFileError, match=f"{name}: it has 2 frames"):
+            read(path)
+
+
+def test_the_preview_in_a_photo_is_no_second_frame(tmp_path):
+    photo = Image.fromarray(np.full((8, 8), 200, np.uint8))
+    preview = Image.fromarray(np.full((4, 4), 10, np.uint8))
+    path = tmp_path / "a.jpg"
+    photo.save(path, format="MPO", save_all=True, append_images=[preview])
+    np.testing.assert_allclose(read_image(path, 1), np.full((8, 8, 1), 200), atol=1)
+
+
+def test_bombs_are_damaged_files(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", Image.fromarray(GREY))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)
+    with pytest.raises(DamagedFileError, match="a.png: it cannot be decoded"):
+        read_image(path, 1)
 
 
 def make_palette(indices):
@@ -97,6 +185,7 @@ def test_bilevel_is_black_and_white_for_images_and_bits_for_masks(tmp_path):
     path = save(tmp_path / "a.png", Image.fromarray(bits))
     np.testing.assert_array_equal(read_image(path, 1)[..., 0], 255 * bits)
     np.testing.assert_array_equal(read_mask(path), bits.astype(int))
+    np.testing.assert_array_equal(read_mask(path, white=255), 255 * bits)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -61,11 +61,45 @@ class Cells(Animals):
             yield str(i), {"image": mask - np.float32(i), "segmentation_mask": mask}
 
 
+class Scans(Animals):
+    """Images of 16 bits; one record in each split has no label."""
+
+    def _info(self):
+        features = tensorflow_datasets.features
+        return tensorflow_datasets.core.DatasetInfo(
+            builder=self,
+            features=features.FeaturesDict(
+                {
+                    "image": features.Tensor(
+                        shape=(4, 6, 1), dtype=np.uint16, encoding="zlib"
+                    ),
+                    "label": features.ClassLabel(names=["cat", "dog"]),
+                    "patient": features.Text(),
+                    "site": features.Scalar(dtype=np.int32),
+                    "index": features.Scalar(dtype=np.int32),
+                }
+            ),
+        )
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            yield (
+                str(i),
+                {
+                    "image": np.full((4, 6, 1), 13107 * i % 65536, np.uint16),
+                    "label": -1 if i == 2 else i % 2,
+                    "patient": f"{count}-{i // 2}",
+                    "site": i // 3,
+                    "index": i,
+                },
+            )
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A TFDS data folder with both data sets."""
+    """A TFDS data folder with all data sets."""
     folder = tmp_path_factory.mktemp("tfds")
-    for builder in (Animals, Cells):
+    for builder in (Animals, Cells, Scans):
         builder(data_dir=folder, file_format="array_record").download_and_prepare()
     return folder
 
@@ -100,6 +134,44 @@ def test_a_segmentation_set_is_read_by_folder(prepared):
     assert record["image"].dtype == np.float32
     assert record["label"].shape == (8, 8)
     np.testing.assert_array_equal(record["label"][:, 0], [1] * 4 + [0] * 4)
+
+
+def test_images_of_sixteen_bits_are_scaled(prepared):
+    source = data.load(
+        "tfds", split="test", test="test[:1]", dataset="scans", path=prepared
+    )
+    number = source._records[0]["index"]
+    image = source[0]["image"]
+    assert image.dtype == np.float32
+    np.testing.assert_allclose(image, np.full((4, 6, 1), number / 5), rtol=1e-6)
+
+
+def test_labels_that_are_no_classes_are_named(prepared):
+    def read_all(**options):
+        source = data.load("tfds", split="train", path=prepared, **options)
+        return [source[i] for i in range(len(source))]
+
+    with pytest.raises(
+        ValueError,
+        match=r"scans: record \d has the label -1, labels must be in \[0, 1\]; TFDS",
+    ) as error:
+        read_all(dataset="scans")
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"has the label 1, .* in \[0, 0\]$"):
+        read_all(dataset="animals", class_names=("cat",))
+    with pytest.raises(ValueError, match=r"cells: record 0 has the label 1"):
+        read_all(dataset="cells", class_names=("background",))
+
+
+def test_a_feature_may_name_the_groups(prepared):
+    options = dict(split="train", dataset="scans", path=prepared)
+    source = data.load("tfds", group_key="patient", **options)
+    indices = [record["index"] for record in source._records]
+    assert source.groups == tuple(f"6-{i // 2}" for i in indices)
+    with pytest.raises(ValueError, match="scans: 1 group.* in both splits.*'0'"):
+        data.load("tfds", group_key="site", **options)
+    with pytest.raises(KeyError, match="no feature 'doctor'"):
+        data.load("tfds", group_key="doctor", **options)
 
 
 def test_splits_may_be_parts_in_tfds_notation(prepared):

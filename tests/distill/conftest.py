@@ -1,7 +1,6 @@
 """Outputs with the geometry of HLFD's networks, made of random numbers."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -60,33 +59,18 @@ def _random(rng: np.random.Generator, *shape: int) -> jax.Array:
     return jnp.asarray(rng.standard_normal((BATCH, *shape)), jnp.float32)
 
 
-def student_outputs(encoder: dict[str, jax.Array], logits: jax.Array) -> Outputs:
-    """The student without a decoder: its d-taps are its encoder maps, enlarged."""
-    taps = dict(encoder)
-    for large, small in UPSAMPLED.items():
-        taps[large] = resize_bilinear(taps[small], (SIZE, SIZE), align_corners=True)
-    return Outputs(logits=logits, taps={**taps, "out": logits})
-
-
-UPSAMPLED = {"d5": "e4", "d4": "e3", "d3": "e2", "d2": "e1"}
-
-
-@pytest.fixture
-def upsampled_from() -> dict[str, str]:
-    return UPSAMPLED
-
-
-@pytest.fixture
-def make_student() -> Callable[..., Outputs]:
-    return student_outputs
-
-
 @pytest.fixture
 def segmentation() -> Run:
     """HLFD's student and U-Net++ teacher on two small slices."""
     rng = np.random.default_rng(0)
     encoder = {tap: _random(rng, n, n, c) for tap, (n, c) in STUDENT.items()}
-    student = student_outputs(encoder, _random(rng, SIZE, SIZE, 2))
+    # The student has no decoder: its d-taps are its encoder maps, enlarged.
+    decoder = {
+        large: resize_bilinear(encoder[small], (SIZE, SIZE), align_corners=True)
+        for large, small in {"d5": "e4", "d4": "e3", "d3": "e2", "d2": "e1"}.items()
+    }
+    logits = _random(rng, SIZE, SIZE, 2)
+    student = Outputs(logits=logits, taps={**encoder, **decoder, "out": logits})
     taps = {tap: _random(rng, n, n, c) for tap, (n, c) in TEACHER.items()}
     logits = _random(rng, SIZE, SIZE, 2)
     teacher = Outputs(logits=logits, taps={**taps, "out": logits})

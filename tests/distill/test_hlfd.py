@@ -135,12 +135,6 @@ def test_options_reach_the_losses(segmentation):
         np.testing.assert_array_equal(values[other], default[other])
 
 
-def test_projecting_before_upsampling_changes_no_value(segmentation, upsampled_from):
-    plain = segmentation.terms(fixed())
-    fast = segmentation.terms(fixed(upsampled_from=upsampled_from))
-    np.testing.assert_allclose(fast["plfd"], plain["plfd"], rtol=1e-5)
-
-
 def test_eight_devices_equal_one(segmentation):
     """With resampled projections: every device must draw the same ones."""
     method = distill.create("hlfd")

@@ -50,6 +50,13 @@ def test_option_of_a_wrong_type_is_named():
         distill.create("kd", temperature="hot")
 
 
+@pytest.mark.parametrize("option", ["weight", "name"])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_no_method_has_an_option_that_configs_keep_for_its_part(method, option):
+    with pytest.raises(TypeError, match=f"no option '{option}'"):
+        distill.create(method, **{option: 1.0})
+
+
 class TestWeighted:
     def test_multiplies_the_weights_of_its_parts(self):
         method = distill.weighted({"ce": 0.5, "hlfd": 2.0}, hlfd={"alpha": 0.2})

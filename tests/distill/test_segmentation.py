@@ -87,16 +87,6 @@ def test_baselines_share_the_weights_of_hlfd(name):
     assert other.weights == {"flfd": 0.0, "plfd": 0.5}
 
 
-@pytest.mark.parametrize("name", ["seg_deep", "hifd", "ifd"])
-def test_projecting_before_upsampling_changes_no_value(
-    segmentation, upsampled_from, name
-):
-    plain, _ = run(segmentation, name)
-    method = distill.create(name, projection="fixed", upsampled_from=upsampled_from)
-    fast = segmentation.terms(method)
-    np.testing.assert_allclose(fast["plfd"], plain["plfd"], rtol=1e-5)
-
-
 @pytest.mark.parametrize("name", ["seg_at", "seg_skd", "seg_deep", "hifd", "ifd"])
 def test_impossible_options_are_an_error(name):
     with pytest.raises(ValueError, match="exponent must be a positive even integer"):

@@ -19,6 +19,7 @@ FAMILIES = ("distill", "arch", "compress", "trust")
 # (rtol, atol) of a file that does not state its own, as its family's README has it.
 TOLERANCES = {"arch": (1e-5, 1e-5), "trust": (1e-10, 1e-10)}
 DEFAULT_TOLERANCE = (1e-5, 1e-6)
+NUMBER = r"((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -121,13 +122,13 @@ class Vectors:
           function: from a dict of all `in_` and `w_` arrays to the scalar loss, or to
             the loss and a dict of parts named as the file's `out_` keys.
         """
-        inputs = {k: self[k] for k in self.keys(r"(in|w)_.*")}
+        inputs = {k: jnp.asarray(self.arrays[k]) for k in self.keys(r"(in|w)_.*")}
         gradients = self.keys(r"grad_.*")
         names = {k: _input_of(k, inputs) for k in gradients}
         chosen = {name: inputs[name] for name in names.values()}
 
         def loss(chosen: dict) -> tuple[jax.Array, dict]:
-            value = function({**inputs, **chosen})
+            value = function(_Recorded({**inputs, **chosen}, self.read))
             return value if isinstance(value, tuple) else (value, {})
 
         run = jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -143,8 +144,8 @@ class Vectors:
         rtol, atol = TOLERANCES.get(family, DEFAULT_TOLERANCE)
         if "tolerance" in self.arrays:
             text = str(self.arrays["tolerance"])
-            rtol = float(re.findall(r"rtol ([0-9.e+-]+)", text)[0])
-            atol = float(re.findall(r"atol ([0-9.e+-]+)", text)[0])
+            rtol = _number_after("rtol", text, rtol)
+            atol = _number_after("atol", text, atol)
         if key.startswith("grad_"):
             return self.gradient_tolerance(key, rtol)
         return rtol, atol
@@ -190,6 +191,18 @@ class Vectors:
         return jnp.asarray(total), means
 
 
+class _Recorded(dict):
+    """The inputs of an adapter's loss; notes the keys that it looks up."""
+
+    def __init__(self, inputs: Mapping[str, jax.Array], read: set[str]):
+        super().__init__(inputs)
+        self.read = read
+
+    def __getitem__(self, key: str) -> jax.Array:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+
 class Case:
     """One file and its adapter."""
 
@@ -226,6 +239,12 @@ class Case:
             f"{np.sum(np.isnan(got) != np.isnan(want))} unexpected NaN "
             f"(rtol {rtol:g}, atol {atol:g})"
         ]
+
+
+def _number_after(name: str, text: str, default: float) -> float:
+    """The number in "name 1e-5" or "name=1e-5", else the default."""
+    found = re.search(rf"\b{name}\s*[=:]?\s*{NUMBER}", text.lower())
+    return float(found[1]) if found else default
 
 
 def _parts(key: str) -> list[str]:

@@ -72,6 +72,15 @@ def test_harness_rejects_an_array_that_nobody_looked_at(make_case, tmp_path):
     assert "out_part: neither read" in str(error.value)
 
 
+def test_harness_rejects_an_input_that_the_loss_ignores(make_case, tmp_path):
+    more = {**VALUES, "in_mask": np.float32(1), "w_scale": np.float32(1)}
+    case = make_case(tmp_path / "distill_x.npz", more, sum_of_powers)
+    with pytest.raises(pytest.fail.Exception) as error:
+        case.check()
+    assert "in_mask: neither read" in str(error.value)
+    assert "w_scale: neither read" in str(error.value)
+
+
 def test_harness_accepts_an_array_skipped_with_a_reason(make_case, tmp_path):
     more = {**VALUES, "out_part": np.float32(1)}
     reason = {"out_part": "a known error of the reference"}
@@ -93,3 +102,21 @@ def test_harness_uses_the_tolerance_of_the_file(make_case, tmp_path):
     make_case(
         tmp_path / "distill_x.npz", loose, lambda v: {"out_loss": np.float32(1.005)}
     ).check()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("rtol 1e-4, atol 1e-5 (distances)", (1e-4, 1e-5)),
+        ("rtol=1e-4, atol=.5", (1e-4, 0.5)),
+        ("rtol 1E-4.", (1e-4, 1e-6)),
+        ("atol: 0", (1e-5, 0.0)),
+        ("default", (1e-5, 1e-6)),
+    ],
+)
+def test_harness_takes_the_default_where_the_file_states_no_tolerance(
+    make_case, tmp_path, text, expected
+):
+    values = {"out_loss": np.float32(1), "tolerance": text}
+    case = make_case(tmp_path / "distill_x.npz", values, None)
+    assert case.vectors.tolerance("out_loss") == expected

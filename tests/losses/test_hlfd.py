@@ -179,6 +179,14 @@ class TestProject:
         largest = max(v.aval.size for e in jaxpr.eqns for v in e.outvars)
         assert largest == 64 * 64 * 2
 
+    def test_shrinking_happens_before_the_projection(self):
+        def run(x, kernel):
+            return losses.project([x], kernel, size=(4, 4))
+
+        jaxpr = jax.make_jaxpr(run)(jnp.zeros((1, 64, 64, 2)), jnp.zeros((2, 128)))
+        largest = max(v.aval.size for e in jaxpr.eqns for v in e.outvars)
+        assert largest <= 64 * 64 * 2
+
     def test_without_a_kernel_only_resizes(self, maps):
         (x,) = maps((4, 4, 3))
         np.testing.assert_array_equal(losses.project([x]), x)

@@ -1,5 +1,7 @@
 """Checkpoints on real disks: everything comes back, sharded as asked."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from jaxkd import data
 from jaxkd.training import sharding
-from jaxkd.training.checkpoints import Checkpoints, abstract_like
+from jaxkd.training.checkpoints import CheckpointError, Checkpoints, abstract_like
 
 
 class _Source:
@@ -170,7 +172,7 @@ def test_arrays_of_another_shape_are_refused(tmp_path):
             (4, 3), jnp.float32, sharding=sharding.replicated(mesh)
         )
     }
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(CheckpointError, match="shape"):
         checkpoints.restore(1, wrong)
     checkpoints.close()
     iterator.close()
@@ -183,3 +185,24 @@ def test_saving_without_a_score_says_nothing(tmp_path, caplog):
     checkpoints.close()
     iterator.close()
     assert not caplog.records
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_damaged_checkpoint_is_one_line_that_names_it(tmp_path, damage):
+    iterator = _iterator()
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, _state(), iterator, {})
+    checkpoints.wait()
+    if damage == "missing":
+        shutil.rmtree(tmp_path / "1" / "state")
+    else:
+        for file in (tmp_path / "1" / "state").rglob("*"):
+            if file.is_file():
+                file.write_bytes(file.read_bytes()[:7])
+    with pytest.raises(CheckpointError) as error:
+        checkpoints.restore(1, _abstract(sharding.make_mesh()))
+    checkpoints.close()
+    iterator.close()
+    text = str(error.value)
+    assert f"checkpoint {tmp_path / '1'} cannot be read" in text and "\n" not in text
+    assert "delete that folder to go on from the one before" in text

@@ -1,6 +1,7 @@
 """The loop in this process, on eight simulated devices and a few steps of digits."""
 
 import copy
+import dataclasses
 import json
 
 import jax
@@ -8,10 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.training import Plan, StopSignal, Workdir, evaluate, make_setup, run
+from jaxkd.training import (
+    ConfigError,
+    Plan,
+    StopSignal,
+    Workdir,
+    evaluate,
+    make_setup,
+    run,
+)
 from jaxkd.training import loop as loop_lib
+from jaxkd.training.evaluation import Evaluation
 from jaxkd.training.loop import Stopped, load_variables
-from jaxkd.training.progress import Clock, TrainingFailed, teacher_share
+from jaxkd.training.progress import Clock, TrainingFailed, Window, teacher_share
+from jaxkd.training.workdir import MetricsWriter
 
 OPTIMIZER = {"name": "sgd", "learning_rate": 0.05}
 CONFIG = {
@@ -49,7 +60,7 @@ def _config(**changes):
 def _run(path, config):
     setup = make_setup(Plan.from_config(config))
     workdir = Workdir(path)
-    workdir.claim(config)
+    workdir.claim(setup.plan)
     with StopSignal() as stop:
         return setup, workdir, run(setup, workdir, command="test", stop=stop)
 
@@ -123,11 +134,6 @@ def test_a_finished_stage_is_not_run_again(plain):
 def test_evaluating_again_gives_the_same_metrics(plain):
     _, setup, workdir, summary = plain
     assert evaluate(setup, workdir)["results"] == summary["results"]
-
-
-def test_nothing_to_evaluate_is_an_error(plain, tmp_path):
-    with pytest.raises(TrainingFailed, match="holds no finished stage"):
-        evaluate(plain[1], Workdir(tmp_path))
 
 
 def test_networks_of_one_architecture_start_equal_and_see_the_same_batches(tmp_path):
@@ -205,7 +211,7 @@ def test_a_signal_saves_after_the_step_and_the_run_goes_on_from_there(
     config = _config(run=("teacher",))
     setup = make_setup(Plan.from_config(config))
     workdir = Workdir(tmp_path)
-    workdir.claim(config)
+    workdir.claim(setup.plan)
     with StopSignal() as stop:
         put = loop_lib.sharding.put_batch
         calls = []
@@ -226,11 +232,30 @@ def test_a_signal_saves_after_the_step_and_the_run_goes_on_from_there(
     assert summary["results"]["teacher"] == plain[3]["results"]["teacher"]
 
 
-def test_a_term_that_is_not_finite_is_named_with_its_step(tmp_path):
+def test_a_run_that_diverges_stops_before_it_saves(tmp_path):
     config = _config(run=("teacher",))
     config["stages"]["teacher"]["optimizer"] = {"name": "sgd", "learning_rate": 1e30}
-    with pytest.raises(TrainingFailed, match=r"'teacher', step \d+: term 'ce'.*is not"):
+    with pytest.raises(TrainingFailed, match=r"'teacher', step 1: update_norm is not"):
         _run(tmp_path, config)
+    assert not list((tmp_path / "checkpoints" / "teacher").glob("[0-9]*"))
+
+
+def test_a_term_that_is_not_finite_is_named_with_its_step(plain):
+    _, setup, workdir, _ = plain
+    writer = MetricsWriter(workdir)
+    window = Window(setup, setup.stages[1], writer, step=4, clock=Clock())
+    good = {
+        "loss": 1.0,
+        "terms": {"ce": 1.0, "kd": 0.5},
+        "grad_norm": 1.0,
+        "update_norm": 0.1,
+        "learning_rate": 0.1,
+    }
+    bad = {**good, "loss": np.nan, "terms": {"ce": 1.0, "kd": np.nan}}
+    for value in (good, bad):
+        window.add(value, timed=True)
+    with pytest.raises(TrainingFailed, match="'student', step 6: term 'kd' is not fin"):
+        window.flush(6)
 
 
 def test_records_tell_rates_shares_and_terms(plain):
@@ -253,3 +278,96 @@ def test_the_clock_adds_up_over_interruptions():
     assert clock.seconds >= 10.0
     assert clock.images_per_second(32) == pytest.approx(8 * 32 / 4.0)
     assert np.isnan(Clock().images_per_second(32))
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
+    config = _config(run=("teacher",), stages__teacher__epochs=1)
+    setup, workdir, _ = _run(tmp_path, config)
+    (tmp_path / "summary.json").unlink()
+    more = dataclasses.replace(setup, train=_More(setup.train))
+    with (
+        StopSignal() as stop,
+        pytest.raises(ConfigError, match="began with 1438 training records and there"),
+    ):
+        run(more, workdir, command="test", stop=stop)
+
+
+class _More:
+    """A source with one record more."""
+
+    def __init__(self, source):
+        self._source, self.info = source, source.info
+        self.groups = [*source.groups, "more"]
+
+    def __len__(self):
+        return len(self._source) + 1
+
+    def __getitem__(self, index):
+        return self._source[min(index, len(self._source) - 1)]
+
+
+def test_predictions_that_are_not_finite_are_named(plain):
+    _, setup, workdir, _ = plain
+    variables = load_variables(setup, workdir, "student", ["teacher", "student"])
+    broken = jax.tree.map(lambda x: x * jnp.nan, variables)
+    with pytest.raises(TrainingFailed, match="'student' for test record 0 are not fin"):
+        Evaluation(setup).report(setup.networks["student"], broken)
+
+
+def test_hlfd_with_every_kind_of_state_resumes_exactly(tmp_path, monkeypatch):
+    """Random and learned projections, accumulation, an average and the best step."""
+    optimizer = {"name": "adam", "learning_rate": 1e-3, "clip_norm": 1.0}
+    task = {"focal_dice": {}}
+    config = {
+        "run": ("teacher", "student"),
+        "networks": {
+            "teacher": {"name": "unetpp", "width_factor": 1 / 32},
+            "student": {"name": "resnet18_seg", "width_factor": 1 / 32},
+        },
+        "data": {
+            "source": "liver_ct_sample",
+            "batch_size": 32,
+            "image_size": 32,
+            "augment": {"flip": "both", "rotate": 10.0},
+        },
+        "stages": {
+            "teacher": {"method": task, "epochs": 1, "optimizer": optimizer},
+            "student": {
+                "teachers": ("teacher",),
+                "method": {
+                    **task,
+                    "hlfd": {},
+                    "learned": {"name": "hlfd", "projection": "learned"},
+                    "fixed": {"name": "hlfd", "projection": "fixed"},
+                },
+                "epochs": 2,
+                "optimizer": optimizer,
+                "accumulate": 2,
+                "ema": 0.9,
+                "keep": "best",
+            },
+        },
+    }
+    setup, unbroken, expected = _run(tmp_path / "unbroken", config)
+    workdir = Workdir(tmp_path / "broken")
+    workdir.claim(setup.plan)
+    with StopSignal() as stop:
+        put, calls = loop_lib.sharding.put_batch, []
+
+        def signal_at_the_ninth_batch(batch, mesh):
+            calls.append("valid" not in batch)
+            stop.received = "SIGTERM" if sum(calls) == 9 and calls[-1] else None
+            return put(batch, mesh)
+
+        monkeypatch.setattr(loop_lib.sharding, "put_batch", signal_at_the_ninth_batch)
+        with pytest.raises(Stopped, match="in stage 'student' after step 4 of 10"):
+            run(setup, workdir, command="test", stop=stop)
+        monkeypatch.undo()
+        stop.received = None
+        summary = run(setup, workdir, command="test", stop=stop)
+    assert summary["results"] == expected["results"]
+    a, b = (
+        jax.device_get(load_variables(setup, w, "student", ["teacher", "student"]))
+        for w in (unbroken, workdir)
+    )
+    jax.tree.map(np.testing.assert_array_equal, a, b)

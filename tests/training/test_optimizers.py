@@ -63,6 +63,12 @@ def test_warmup_longer_than_training_is_refused():
         optimizers.learning_rate(plan, epochs=3, steps_per_epoch=5)
 
 
+def test_milestones_beyond_the_end_are_refused():
+    plan = OptimizerPlan(learning_rate=1.0, schedule="multistep", milestones=(2, 5))
+    with pytest.raises(ValueError, match="milestone 5 is never reached in 5 epochs"):
+        optimizers.learning_rate(plan, epochs=5, steps_per_epoch=3)
+
+
 PARAMS = {"kernel": np.array([[1.0, -2.0]]), "bias": np.array([0.5])}
 GRADS = [
     {"kernel": np.array([[0.3, 0.1]]), "bias": np.array([-0.2])},

@@ -50,36 +50,46 @@ def test_options_of_networks_and_sources_are_collected():
 
 MISTAKES = [
     ("sed", 3, r"config\.sed: unknown key; did you mean 'seed'\?"),
-    ("seed", -1, r"config: seed must be >= 0, got -1"),
+    ("seed", -1, r"config: seed must be >= 0 and below 2\*\*32, got -1"),
+    ("seed", 2**32, r"config: seed must be >= 0 and below 2\*\*32, got 4294967296"),
     ("seed", "one", r"config\.seed: must be an integer, got 'one'"),
     ("precision", "float16", r"config\.precision: must be one of 'float32', 'bfloat16"),
     ("run", (), r"config: run: names no stage, e\.g\."),
     ("run", ("teacher", "pupil"), r"config: run: no stage 'pupil'; known: student, te"),
     ("run", ("teacher", "teacher"), r"config: run: a stage comes twice"),
     ("run", ("student", "teacher"), r"'teacher' is not trained by an earlier stage"),
-    ("data.batch_size", 0, r"config\.data: batch_size must be > 0, got 0"),
+    ("data.batch_size", 0, r"config\.data: batch_size must be > 0 and finite, got 0"),
     ("data.batch_size", 8.5, r"config\.data\.batch_size: must be an integer"),
-    ("data.workers", -1, r"config\.data: workers must be >= 0, got -1"),
+    ("data.workers", -1, r"config\.data: workers must be >= 0 and finite, got -1"),
     ("data.on_error", "ignore", r"config\.data\.on_error: must be one of 'raise', 'sk"),
     ("data.augment", {"flip": "up"}, r"config\.data\.augment\.flip: must be one of"),
     ("data.augment", {"flop": 1}, r"config\.data\.augment\.flop: .*did you mean 'fli"),
     ("data.augment", {"mixup": -1.0}, r"config\.data\.augment: mixup must be"),
     ("data.augment", {"crop_box": (1, 2)}, r"config\.data\.augment\.crop_box: must"),
-    ("stages.student.epochs", 0, r"config\.stages\.student: epochs must be > 0, got 0"),
+    (
+        "stages.student.epochs",
+        0,
+        r"config\.stages\.student: epochs must be > 0 and finite, got 0",
+    ),
     ("stages.student.epochs", "2", r"config\.stages\.student\.epochs: must be an int"),
     ("stages.student.ema", 1.0, r"config\.stages\.student: ema must be in \[0, 1\)"),
     ("stages.student.keep", "worst", r"\.keep: must be one of 'last', 'best', got 'wo"),
+    ("stages.student.optimizer.learning_rate", float("inf"), r"> 0 and finite, got in"),
     ("stages.student.accumulate", 3, r"3 does not divide config\.data\.batch_size 64"),
     ("stages.student.method", {}, r"config\.stages\.student: method names no loss"),
     ("stages.student.method", {"kd": 1.0}, r"\.method\.kd: must be a group of keys"),
     ("stages.student.optimizer.name", "sdg", r"optimizer\.name: must be one of 'sgd',"),
-    ("stages.student.optimizer.learning_rate", 0, r"learning_rate must be > 0, got 0"),
+    (
+        "stages.student.optimizer.learning_rate",
+        0,
+        r"learning_rate must be > 0 and finite, got 0",
+    ),
     ("stages.student.optimizer.momentum", 1.0, r"momentum must be in \[0, 1\), got 1"),
     ("stages.student.optimizer.lr", 0.1, r"optimizer\.lr: unknown key"),
     ("stages.student.optimizer.milestones", (1,), r"milestones are for schedule 'mul"),
     ("stages.student.optimizer.schedule", "multistep", r"'multistep' needs milestones"),
     ("stages.student.optimizer.end_learning_rate", 1.0, r"is above learning_rate 0\.1"),
-    ("stages.student.optimizer.clip_norm", 0.0, r"clip_norm must be > 0, got 0\.0"),
+    ("stages.student.optimizer.clip_norm", 0.0, r"clip_norm must be > 0 and"),
     ("stages.student.learner", "pupil", r"no network 'pupil'; networks: teacher, stud"),
     ("stages.student.learner", "teacher", r"'teacher' is the learner itself"),
     ("stages.student.teachers", ("mentor",), r"no network 'mentor'; networks: teacher"),
@@ -89,10 +99,10 @@ MISTAKES = [
     ("networks.student", {}, r"config\.networks\.student\.name: missing"),
     ("evaluation", {"threshold": 1.0}, r"config\.evaluation: threshold must be in \(0"),
     ("evaluation", {"every_epochs": 0}, r"config\.evaluation: every_epochs must be > "),
-    ("checkpoint", {"keep": 0}, r"config\.checkpoint: keep must be > 0, got 0"),
-    ("log", {"every_steps": 0}, r"config\.log: every_steps must be > 0, got 0"),
+    ("checkpoint", {"keep": 0}, r"config\.checkpoint: keep must be > 0 and fin"),
+    ("log", {"every_steps": 0}, r"config\.log: every_steps must be > 0 and"),
     ("log", {"tensorboard": 1}, r"config\.log\.tensorboard: must be bool, got 1"),
-    ("mesh", {"fsdp": 0}, r"config\.mesh: fsdp must be > 0, got 0"),
+    ("mesh", {"fsdp": 0}, r"config\.mesh: fsdp must be > 0 and fini"),
     ("mesh", {"data": 0}, r"config\.mesh: data must be > 0, or -1"),
     ("mesh", {"model": 2}, r"config\.mesh\.model: unknown key"),
 ]
@@ -131,3 +141,11 @@ def test_only_the_stages_of_the_run_and_their_networks_remain():
     plan = Plan.from_config(config)
     assert list(plan.stages) == ["teacher"]
     assert list(plan.networks) == ["teacher"]
+
+
+def test_the_best_needs_evaluation_between_epochs():
+    config = _config()
+    config["stages"]["student"]["keep"] = "best"
+    config["evaluation"] = {"every_epochs": None}
+    with pytest.raises(ConfigError, match=r"student\.keep: 'best' needs evaluation"):
+        Plan.from_config(config)

@@ -1,6 +1,7 @@
 """From plans to objects: what the pieces must agree on."""
 
 import copy
+import sys
 
 import jax.numpy as jnp
 import pytest
@@ -87,6 +88,11 @@ def test_evaluation_batches_are_rounded_up_to_the_devices():
             r"student\.name: a classification network, but the data are for segment",
         ),
         (
+            ("networks", "student", "dtype"),
+            "float16",
+            r"config\.networks\.student: dtype is config\.precision's matter",
+        ),
+        (
             ("data", "colour"),
             True,
             r"config\.data: data source 'liver_ct_sample' has no option 'colour'",
@@ -133,4 +139,11 @@ def test_a_teacher_that_no_loss_reads_is_refused():
     config = copy.deepcopy(CONFIG)
     del config["stages"]["student"]["method"]["hlfd"]
     with pytest.raises(ConfigError, match=r"\['teacher'\] given, but the method reads"):
+        make_setup(Plan.from_config(config))
+
+
+def test_a_missing_extra_is_found_before_anything_runs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    config = {**CONFIG, "log": {"tensorboard": True}}
+    with pytest.raises(ConfigError, match=r"config\.log\.tensorboard: needs tensorbo"):
         make_setup(Plan.from_config(config))

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxkd.training import ConfigError, Workdir
+from jaxkd.training import ConfigError, Plan, Workdir
 from jaxkd.training import workdir as workdir_lib
 from jaxkd.training.workdir import MetricsWriter
 
@@ -19,40 +19,122 @@ def _lines(path):
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_claim_writes_the_config_with_versions(tmp_path):
-    folder = Workdir(tmp_path / "a" / "b")
-    folder.claim({"seed": 0, "pair": (1, 2)})
+def _plan(**changes):
+    config = {
+        "run": ("student",),
+        "networks": {"student": {"name": "resnet8"}},
+        "data": {"source": "digits", "batch_size": 8},
+        "stages": {
+            "student": {
+                "method": {"ce": {}},
+                "epochs": 1,
+                "optimizer": {"learning_rate": 0.1},
+            }
+        },
+    }
+    for key, value in changes.items():
+        node = config
+        *parents, last = key.split("__")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return Plan.from_config(config)
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A folder in which a run has saved a checkpoint."""
+    folder = Workdir(tmp_path)
+    folder.claim(_plan())
+    (tmp_path / "checkpoints" / "student" / "4").mkdir(parents=True)
+    return folder
+
+
+def test_claim_writes_the_resolved_config_with_versions(tmp_path):
+    Workdir(tmp_path / "a" / "b").claim(_plan())
     record = json.loads((tmp_path / "a" / "b" / "config.json").read_text())
-    assert record["config"] == {"seed": 0, "pair": [1, 2]}
+    assert record["config"]["data"]["batch_size"] == 8
+    assert record["config"]["stages"]["student"]["optimizer"]["momentum"] == 0.9
     assert record["versions"]["jax"] == jax.__version__
     assert set(record) == {"config", "versions", "git_revision"}
-    folder.claim({"seed": 0, "pair": (1, 2)})
 
 
-def test_a_folder_of_another_config_is_refused_key_by_key(tmp_path):
-    folder = Workdir(tmp_path)
-    folder.claim({"seed": 0, "data": {"batch_size": 8}})
+def test_a_folder_of_another_config_is_refused_key_by_key(begun):
+    begun.claim(_plan())
     with pytest.raises(ConfigError, match=r"config\.data\.batch_size: 8 -> 16"):
-        folder.claim({"seed": 0, "data": {"batch_size": 16}})
+        begun.claim(_plan(data__batch_size=16))
+    with pytest.raises(ConfigError, match=r"evaluation\.threshold: 0\.5 -> 0\.4"):
+        begun.claim(_plan(evaluation__threshold=0.4))
+
+
+def test_settings_that_do_not_change_the_training_may_differ(begun):
+    begun.claim(
+        _plan(
+            data__workers=2,
+            data__on_error="skip",
+            log__every_steps=3,
+            checkpoint__keep=2,
+            mesh__fsdp=2,
+            notes=("other",),
+        )
+    )
+    record = json.loads((begun.path / "config.json").read_text())
+    assert record["config"]["data"]["workers"] == 2
+
+
+def test_evaluating_again_may_evaluate_otherwise(begun):
+    before = (begun.path / "config.json").read_bytes()
+    begun.claim(_plan(evaluation__threshold=0.4), mode="eval")
+    assert (begun.path / "config.json").read_bytes() == before
+    with pytest.raises(ConfigError, match=r"config\.seed: 0 -> 1"):
+        begun.claim(_plan(seed=1), mode="eval")
+
+
+def test_a_folder_in_which_nothing_began_takes_any_config(tmp_path):
+    folder = Workdir(tmp_path)
+    folder.claim(_plan())
+    folder.claim(_plan(seed=1))
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["seed"] == 1
 
 
 def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write to .*file"):
-        Workdir(tmp_path / "file" / "run").claim({})
+        Workdir(tmp_path / "file" / "run").claim(_plan())
 
 
-def test_a_damaged_config_file_is_reported(tmp_path):
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"cannot read .*config\.json"):
-        Workdir(tmp_path).claim({})
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", r"cannot read .*config\.json"), ("{}", "is damaged: it has no 'config'")],
+)
+def test_a_damaged_config_file_is_reported(begun, text, message):
+    (begun.path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        begun.claim(_plan())
+
+
+def test_a_damaged_summary_is_reported(tmp_path):
+    (tmp_path / "summary.json").write_text('{"status": "finished"}')
+    with pytest.raises(ConfigError, match="is damaged: it has no 'stages'"):
+        Workdir(tmp_path).summary()
+
+
+def test_damaged_predictions_are_written_anew(tmp_path, caplog):
+    (tmp_path / "predictions.npz").write_bytes(b"PK half a file")
+    folder = Workdir(tmp_path)
+    folder.add_predictions({"truth": np.arange(3)})
+    assert "is damaged" in caplog.text
+    assert sorted(folder.predictions()) == ["truth"]
 
 
 def test_summary_turns_nan_into_null_and_numpy_into_numbers(tmp_path):
     folder = Workdir(tmp_path)
     assert folder.summary() == {}
-    folder.write_summary({"a": math.nan, "b": np.float32(1.5), "c": [np.int64(2)]})
-    assert folder.summary() == {"a": None, "b": 1.5, "c": [2]}
+    parts = {"stages": [], "results": {}}
+    folder.write_summary(
+        {"a": math.nan, "b": np.float32(1.5), "c": [np.int64(2)], **parts}
+    )
+    assert folder.summary() == {"a": None, "b": 1.5, "c": [2], **parts}
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
 
 
@@ -99,13 +181,17 @@ def test_rewinding_drops_what_comes_again_and_half_a_line(tmp_path):
 def test_tensorboard_files_are_written_when_asked(tmp_path):
     pytest.importorskip("tensorboardX")
     writer = MetricsWriter(Workdir(tmp_path), tensorboard=True)
-    writer.write(
-        {"kind": "train", "stage": "s", "step": 1, "loss": 0.5, "terms": {"ce": 0.1}}
-    )
+    for stage in ("first", "second"):
+        writer.rewind(stage, 0, finished=[])
+        terms = {"ce": 0.1}
+        writer.write(
+            {"kind": "train", "stage": stage, "step": 1, "loss": 0.5, "terms": terms}
+        )
     writer.close()
-    [file] = (tmp_path / "tb").iterdir()
+    assert sorted(p.name for p in (tmp_path / "tb").iterdir()) == ["first", "second"]
+    [file] = (tmp_path / "tb" / "second").iterdir()
     content = file.read_bytes()
-    assert b"s/train/loss" in content and b"s/train/ce" in content
+    assert b"train/loss" in content and b"train/ce" in content
 
 
 def test_without_tensorboardx_the_extra_is_named(tmp_path, monkeypatch):
