@@ -67,11 +67,11 @@ def start(tiny, tmp_path_factory):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
-    def run(*arguments, config=tiny):
+    def run(*arguments, config=tiny, devices=1):
         return subprocess.Popen(
             [sys.executable, "-m", "jaxkd.main", f"--config={config}", *arguments],
             cwd=ROOT,
-            env=environment,
+            env={**environment, "JAX_NUM_CPU_DEVICES": str(devices)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -109,11 +109,32 @@ def _records(workdir, *, without=()):
 TIMES = ("images_per_second", "step_seconds", "data_seconds")
 
 
-def test_an_interrupted_run_ends_as_the_unbroken_one(start, tiny, tmp_path):
-    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    out, _ = _finish(start(f"--workdir={unbroken}"), 0)
+@pytest.fixture(scope="module")
+def unbroken(start, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
+    out, _ = _finish(start(f"--workdir={workdir}"), 0)
     assert "teacher" in out and "report" in out
+    return workdir
 
+
+def test_the_same_run_on_eight_simulated_devices_gives_the_same_numbers(
+    start, unbroken, tmp_path
+):
+    arguments = (f"--workdir={tmp_path / 'eight'}", "--config.run=('teacher',)")
+    _finish(start(*arguments, devices=8), 0)
+    one, eight = (
+        _records(path, without=TIMES) for path in (unbroken, tmp_path / "eight")
+    )
+    assert "8 x cpu" in (tmp_path / "eight" / "summary.json").read_text()
+    # Rounding differs and grows with the steps: compare the first twelve.
+    for a, b in zip(one[:3], eight[:3], strict=True):
+        assert (a["stage"], a["step"]) == (b["stage"], b["step"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+def test_an_interrupted_run_ends_as_the_unbroken_one(start, tiny, unbroken, tmp_path):
+    broken = tmp_path / "broken"
     process = start(f"--workdir={broken}")
     _wait_for_step(process, broken, "teacher", 40)
     process.kill()
