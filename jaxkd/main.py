@@ -110,15 +110,16 @@ def _run(mode: str, config: dict[str, Any], path: Path, command: str) -> int:
         )
     complete = summary.get("status") == "finished"
     try:
-        if mode == "train" and not complete:
+        if mode == "eval":
+            workdir.check(plan, free=("evaluation",))
+            summary = loop.evaluate(make_setup(plan), workdir)
+        elif mode == "report" or complete:
+            workdir.check(plan)
+        else:
             with loop.StopSignal() as stop:
                 setup = make_setup(plan)
                 workdir.claim(plan)
                 summary = loop.run(setup, workdir, command=command, stop=stop)
-        else:
-            workdir.claim(plan, mode=mode if mode != "train" else "check")
-        if mode == "eval":
-            summary = loop.evaluate(make_setup(plan), workdir)
     except loop.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return STOPPED

@@ -150,39 +150,51 @@ class Workdir:
         self.path = path
         self.writes = jax.process_index() == 0
 
-    def claim(self, plan: Plan, *, mode: str = "train") -> None:
-        """Makes the folder this plan's, or (in other modes) checks that it is.
+    def check(self, plan: Plan, *, free: Sequence[str] = ()) -> None:
+        """Checks that the folder is this plan's, or that nothing began in it yet.
 
         Settings that leave the training numbers as they are may differ: where the
-        data lie and who reads them, logging, checkpointing, the mesh and, to evaluate
-        again, how. A folder without results yet takes any plan.
+        data lie and who reads them, logging, checkpointing and the mesh.
+
+        Args:
+          plan: the plan of the command.
+          free: further keys that may differ, e.g. `("evaluation",)`.
 
         Raises:
           ConfigError: the folder holds a run of another config; the line names the
-            keys that differ. Or it cannot be written.
+            keys that differ.
         """
-        config = jsonable(dataclasses.asdict(plan))
         file = self.path / "config.json"
-        if file.exists() and self._has_results():
-            old = self._read(file, "config")["config"]
-            free = (*_FREE, "evaluation") if mode == "eval" else _FREE
-            changes = differences(_without(old, free), _without(config, free))
-            if changes:
-                shown = "; ".join(changes[:4]) + ("; ..." if len(changes) > 4 else "")
-                raise ConfigError(
-                    f"--workdir: {self.path} holds a run of another config "
-                    f"({shown}); take another --workdir or undo the change"
-                )
-        if mode != "train" or not self.writes:
+        if not (file.exists() and self._has_results()):
+            return
+        old = self._read(file, "config")["config"]
+        new = jsonable(dataclasses.asdict(plan))
+        keys = (*_FREE, *free)
+        changes = differences(_without(old, keys), _without(new, keys))
+        if changes:
+            shown = "; ".join(changes[:4]) + ("; ..." if len(changes) > 4 else "")
+            raise ConfigError(
+                f"--workdir: {self.path} holds a run of another config "
+                f"({shown}); take another --workdir or undo the change"
+            )
+
+    def claim(self, plan: Plan) -> None:
+        """Checks the folder and makes it this plan's: writes `config.json`.
+
+        Raises:
+          ConfigError: see `check`; or the folder cannot be written.
+        """
+        self.check(plan)
+        if not self.writes:
             return
         record = {
-            "config": config,
+            "config": dataclasses.asdict(plan),
             "versions": versions(),
             "git_revision": git_revision(),
         }
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_json(file, record)
+            write_json(self.path / "config.json", record)
         except OSError as error:
             raise ConfigError(
                 f"--workdir: cannot write to {self.path}: {error.strerror}"

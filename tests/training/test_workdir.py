@@ -84,10 +84,10 @@ def test_settings_that_do_not_change_the_training_may_differ(begun):
 
 def test_evaluating_again_may_evaluate_otherwise(begun):
     before = (begun.path / "config.json").read_bytes()
-    begun.claim(_plan(evaluation__threshold=0.4), mode="eval")
+    begun.check(_plan(evaluation__threshold=0.4), free=("evaluation",))
     assert (begun.path / "config.json").read_bytes() == before
     with pytest.raises(ConfigError, match=r"config\.seed: 0 -> 1"):
-        begun.claim(_plan(seed=1), mode="eval")
+        begun.check(_plan(seed=1), free=("evaluation",))
 
 
 def test_a_folder_in_which_nothing_began_takes_any_config(tmp_path):
