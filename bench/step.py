@@ -150,10 +150,17 @@ def jax_side(options: Options, images: np.ndarray, labels: np.ndarray) -> Side:
         optax.add_decayed_weights(WEIGHT_DECAY),
         optax.sgd(LEARNING_RATE, momentum=MOMENTUM),
     )
+    data = distill.DataSpec(
+        records=len(images),
+        num_classes=NUM_CLASSES,
+        batch_size=len(images),
+        steps_per_epoch=1,
+        epochs=1,
+    )
     # rbg keys compile in a third of threefry's time, and the step draws nothing.
     state = jax.jit(
         lambda key: init_state(
-            key, student=student, method=method, teachers=[teacher], tx=tx
+            key, student=student, method=method, teachers=[teacher], tx=tx, data=data
         )
     )(jax.random.key(0, impl="rbg"))
     teachers = (jax.jit(teacher.init)(jax.random.key(1, impl="rbg")),)
@@ -166,7 +173,8 @@ def jax_side(options: Options, images: np.ndarray, labels: np.ndarray) -> Side:
             schedule=lambda step: jnp.asarray(LEARNING_RATE),
             augmentation=Augmentation(),
             num_classes=NUM_CLASSES,
-            steps_per_epoch=1,
+            steps_per_epoch=data.steps_per_epoch,
+            epochs=data.epochs,
         ),
         donate_argnums=0,
     )

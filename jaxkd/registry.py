@@ -87,6 +87,8 @@ class Registry:
           TypeError: an option that the factory does not take, or of a wrong type.
           ValueError: from the factory, for impossible values.
         """
+        if is_reference(name):
+            return call_reference(name, **options)
         factory = self.get(name)
         check_options(factory, options, f"{self.kind} {name!r}")
         return factory(**options)
@@ -99,6 +101,49 @@ class Registry:
             if not module.name.startswith("_"):
                 importlib.import_module(f"{self._package}.{module.name}")
         self._discovered = True
+
+
+def is_reference(name: str) -> bool:
+    """Whether a name means a Python object, as `"package.module:function"` does."""
+    return ":" in name
+
+
+def load_reference(name: str) -> Callable[..., Any]:
+    """The function that `"package.module:function"` names.
+
+    Raises:
+      ImportError: the module cannot be imported.
+      ValueError: it has no such function.
+    """
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ImportError(
+            f"cannot import {module_name!r} for {name!r}: {error}; run from the folder "
+            "that holds it, or install it"
+        ) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        found = [n for n, v in vars(module).items() if callable(v)]
+        raise ValueError(
+            f"{module_name!r} has no function {attribute!r}; "
+            f"{nearest(attribute, [n for n in found if not n.startswith('_')])}"
+        )
+    return function
+
+
+def call_reference(name: str, **options: Any) -> Any:
+    """Calls the function that `"package.module:function"` names, options checked.
+
+    Raises:
+      ImportError: the module cannot be imported.
+      TypeError: an option that the function does not take, or of a wrong type.
+      ValueError: the module has no such function, or an impossible value.
+    """
+    function = load_reference(name)
+    check_options(function, options, f"{name!r}")
+    return function(**options)
 
 
 def check_options(
@@ -168,7 +213,9 @@ def describe(hint: Any) -> str:
     """A type hint in words for an error message."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe(a) for a in args)
+        return " or ".join(dict.fromkeys(describe(a) for a in args))
+    if origin is collections.abc.Callable:
+        return "a schedule"
     if origin is typing.Literal:
         return "one of " + ", ".join(repr(a) for a in args)
     if hint is type(None) or hint is None:

@@ -98,6 +98,11 @@ class ArraySource:
     def __getitem__(self, index: int) -> Record:
         return {"image": self._images[index], "label": np.asarray(self._labels[index])}
 
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of all records."""
+        return self._labels
+
     def take(self, indices: np.ndarray) -> Record:
         """The records `indices`, stacked."""
         return {"image": self._images[indices], "label": self._labels[indices]}

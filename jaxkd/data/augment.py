@@ -28,8 +28,28 @@ Box = tuple[int, int, int, int]
 # so that switching one on leaves the draws of the others as they were.
 _FLIP_ROWS, _FLIP_COLUMNS, _QUARTERS, _SHIFT_ROWS, _SHIFT_COLUMNS = range(5)
 _ANGLE, _CONTRAST, _BRIGHTNESS, _DRAWS = range(5, 9)
-# Batch-wide draws are those of a record with this index, which none has.
-_WHOLE_BATCH = 2**32 - 1
+# Batch-wide draws are those of a record with this index, which none has; other images
+# of a batch draw as if the epoch were one of these.
+_WHOLE_BATCH, _STRONG, _UNLABELLED = 2**32 - 1, 2**32 - 2, 2**32 - 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StrongView:
+    """A second, strongly augmented view of every training image (RandAugment).
+
+    Attributes:
+      ops: operations applied to each image one after the other.
+      magnitude: their strength, 0 to 30.
+    """
+
+    ops: int = 2
+    magnitude: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.ops < 1:
+            raise ValueError(f"ops must be >= 1, got {self.ops}")
+        if not 0 <= self.magnitude <= 30:
+            raise ValueError(f"magnitude must be in [0, 30], got {self.magnitude}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +84,8 @@ class Augmentation:
         Empirical Risk Minimization", ICLR 2018); 0 is off. Classification only.
       cutmix: the same for CutMix (Yun et al., "CutMix", ICCV 2019). With both on, a
         fair coin picks one for each batch.
+      strong: makes a second view of every image, `image_strong`: the same operations
+        with draws of their own, and RandAugment. Classification only.
 
     Raises:
       ValueError: an option is out of range.
@@ -81,6 +103,7 @@ class Augmentation:
     crop_box: Box | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
+    strong: StrongView | None = None
 
     def __post_init__(self) -> None:
         if self.flip not in ("none", "horizontal", "vertical", "both"):
@@ -125,6 +148,18 @@ class Augmentation:
         if not all(0 < s < math.inf for s in self.std):
             raise ValueError(f"std must be > 0, got {self.std}")
 
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """`(mean, std)`, or None if images are not normalised."""
+        if self.mean is None or self.std is None:
+            return None
+        return self.mean, self.std
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Further views of every training image, as `image_<view>` in the batch."""
+        return () if self.strong is None else ("strong",)
+
     def output_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """The shape of one image after augmentation.
 
@@ -166,35 +201,56 @@ class Augmentation:
 
         Args:
           batch: `image` uint8 or float `[b, h, w, c]`, `label` integer `[b]` or
-            `[b, h, w]`, `index` integer `[b]`; other entries pass unchanged.
+            `[b, h, w]`, `index` integer `[b]`; other entries pass unchanged, but
+            `unlabelled_image` with `unlabelled_index` is augmented as `image` is.
           key: the run's key; the same at every step.
           epoch: number of the epoch.
           num_classes: length of the soft labels that mixing makes.
 
         Returns:
-          The batch with `image` float32 and `label` int32, and with mixing on,
-          `target` float32 `[b, num_classes]`; `label` keeps the record's own class.
+          The batch with `image` float32 and `label` int32; with mixing on, `target`
+          float32 `[b, num_classes]`, where `label` keeps the record's own class; with
+          a strong view, `image_strong` like `image`.
 
         Raises:
           ValueError: images do not fit the options, or mixing with dense labels.
           TypeError: images are neither uint8 nor floating point.
         """
-        images, labels, was_uint8 = self._prepare(batch)
-        dense = labels.ndim == 3
         epoch_key = jax.random.fold_in(key, epoch)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(epoch_key, batch["index"])
-        draws = jax.vmap(lambda key: jax.random.uniform(key, (_DRAWS,)))(keys)
+        keys = _record_keys(epoch_key, batch["index"])
+        labels = batch["label"].astype(jnp.int32)
+        dense = labels.ndim == 3
         # Dense labels travel as one-channel images through the same geometry.
         masks = labels[..., None] if dense else None
-
-        images, masks = self._geometry(images, masks, draws)
-        images = self._intensity(images, draws, was_uint8)
-        images = self._normalise(images)
-        images = crop(images, self.crop_box)
+        images, masks = self._view(batch["image"], masks, keys)
         if masks is not None:
-            labels = crop(masks, self.crop_box)[..., 0]
+            labels = masks[..., 0]
 
         output = {**batch, "image": images, "label": labels}
+        if self.strong is not None:
+            if dense:
+                raise ValueError(
+                    "a strong view needs one label per image; leave strong out for "
+                    "segmentation"
+                )
+            view_keys = _record_keys(
+                jax.random.fold_in(epoch_key, _STRONG), batch["index"]
+            )
+            output["image_strong"], _ = self._view(
+                batch["image"], None, view_keys, strong=self.strong
+            )
+        if "unlabelled_image" in batch:
+            # These go round at a pace of their own: a record may come twice in an
+            # epoch, so the draws depend on its place in the batch as well.
+            other_keys = _record_keys(
+                jax.random.fold_in(epoch_key, _UNLABELLED), batch["unlabelled_index"]
+            )
+            other_keys = jax.vmap(jax.random.fold_in)(
+                other_keys, jnp.arange(other_keys.shape[0])
+            )
+            output["unlabelled_image"], _ = self._view(
+                batch["unlabelled_image"], None, other_keys
+            )
         if self.mixup or self.cutmix:
             if dense:
                 raise ValueError(
@@ -220,21 +276,40 @@ class Augmentation:
           ValueError: images do not fit the options.
           TypeError: images are neither uint8 nor floating point.
         """
-        images, labels, _ = self._prepare(batch)
+        images, _ = self._prepare(batch["image"])
+        labels = batch["label"].astype(jnp.int32)
         images = crop(self._normalise(images), self.crop_box)
         if labels.ndim == 3:
             labels = crop(labels[..., None], self.crop_box)[..., 0]
         return {**batch, "image": images, "label": labels}
 
-    def _prepare(self, batch: Batch) -> tuple[jax.Array, jax.Array, bool]:
-        images, labels = batch["image"], batch["label"].astype(jnp.int32)
+    def _view(
+        self,
+        images: jax.Array,
+        masks: jax.Array | None,
+        keys: jax.Array,
+        strong: StrongView | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """One augmented view of images and their dense labels."""
+        images, was_uint8 = self._prepare(images)
+        draws = jax.vmap(lambda key: jax.random.uniform(key, (_DRAWS,)))(keys)
+        images, masks = self._geometry(images, masks, draws)
+        images = self._intensity(images, draws, was_uint8)
+        if strong is not None:
+            images = rand_augment(
+                images, keys, num_ops=strong.ops, magnitude=strong.magnitude
+            )
+        images = crop(self._normalise(images), self.crop_box)
+        return images, None if masks is None else crop(masks, self.crop_box)
+
+    def _prepare(self, images: jax.Array) -> tuple[jax.Array, bool]:
         _, height, width, channels = images.shape
         self.output_shape((height, width, channels))
         if images.dtype == jnp.uint8:
-            return images.astype(jnp.float32) / 255, labels, True
+            return images.astype(jnp.float32) / 255, True
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise TypeError(f"images must be uint8 or float, got {images.dtype}")
-        return images.astype(jnp.float32), labels, False
+        return images.astype(jnp.float32), False
 
     def _geometry(
         self, images: jax.Array, masks: jax.Array | None, draws: jax.Array
@@ -311,6 +386,11 @@ class Augmentation:
         images = images[partners] + keep_pixels * (images - images[partners])
         targets = targets[partners] + keep * (targets - targets[partners])
         return images, targets
+
+
+def _record_keys(key: jax.Array, index: jax.Array) -> jax.Array:
+    """A key for each record."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
 def flip_image(

@@ -61,7 +61,7 @@ class TrainBatches:
         self._batch_size = batch_size
         self._seed = seed
         self._epochs = epochs
-        self._workers = workers
+        self.workers = workers
         self._order: tuple[int, np.ndarray] | None = None
         self.steps_per_epoch = len(source) // batch_size
 
@@ -75,7 +75,7 @@ class TrainBatches:
     def __iter__(self) -> BatchIterator:
         from jaxkd.data._iterator import BatchIterator
 
-        return BatchIterator(self, workers=self._workers)
+        return BatchIterator(self, workers=self.workers)
 
     def indices(self, step: int) -> np.ndarray:
         """Record indices of the global batch of `step`, all processes together.
@@ -148,6 +148,43 @@ def train_batches(
         process_index=process_index,
         process_count=process_count,
     )
+
+
+class WithUnlabelled:
+    """Training batches that also carry unlabelled images.
+
+    Each batch has `unlabelled_image` and `unlabelled_index` beside its own entries.
+    Both sets go round as often as the steps need.
+
+    Args:
+      labelled: batches of the labelled records.
+      unlabelled: batches of the others, as many or more.
+      steps: how many batches there are.
+    """
+
+    def __init__(self, labelled: TrainBatches, unlabelled: TrainBatches, steps: int):
+        if min(len(labelled), len(unlabelled)) < steps:
+            raise ValueError(
+                f"{steps} steps wanted, but there are {len(labelled)} labelled and "
+                f"{len(unlabelled)} unlabelled batches"
+            )
+        self._labelled, self._unlabelled, self._steps = labelled, unlabelled, steps
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> Batch:
+        other = self._unlabelled[step]
+        return {
+            **self._labelled[step],
+            "unlabelled_image": other["image"],
+            "unlabelled_index": other["index"],
+        }
+
+    def __iter__(self) -> BatchIterator:
+        from jaxkd.data._iterator import BatchIterator
+
+        return BatchIterator(self, workers=self._labelled.workers)
 
 
 def eval_batches(
@@ -247,11 +284,12 @@ def _read(source: Source, indices: np.ndarray) -> Batch:
         records = [source[int(i)] for i in unique]
         batch = {
             name: _stack(name, [record[name] for record in records], unique)
-            for name in ("image", "label")
+            for name in records[0]
         }
+    batch = {name: values[inverse] for name, values in batch.items()}
     return {
-        "image": batch["image"][inverse],
-        "label": batch["label"].astype(np.int32)[inverse],
+        **batch,
+        "label": batch["label"].astype(np.int32),
         "index": indices.astype(np.int32),
     }
 

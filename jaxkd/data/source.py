@@ -157,6 +157,18 @@ def warn_skipped(name: str, skipped: Sequence[str]) -> None:
         )
 
 
+def read_labels(source: Source) -> np.ndarray:
+    """The class of every record of a classification source, int32 `[records]`.
+
+    Sources that hold their labels in memory have them as `labels`; of others every
+    record is read once.
+    """
+    labels = getattr(source, "labels", None)
+    if labels is None:
+        labels = [source[i]["label"] for i in range(len(source))]
+    return np.asarray(labels, np.int32)
+
+
 def require_path(path: str | Path, name: str) -> Path:
     """Returns `path` as an existing path.
 

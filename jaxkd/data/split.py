@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from jaxkd.data.source import Record, Source
+
 
 def split_by_group(
     groups: Sequence[str], fraction: float, seed: int
@@ -59,6 +61,54 @@ def fold_by_group(
     if not 0 <= fold < folds:
         raise ValueError(f"fold must be in range({folds}), got {fold}")
     return _sides(groups, names[fold::folds])
+
+
+class Subset:
+    """Some records of a source, in the order given.
+
+    Args:
+      source: the source.
+      indices: which of its records.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        self._source = source
+        self._indices = np.asarray(indices, np.int64)
+        self.info = source.info
+
+    @property
+    def groups(self) -> Sequence[str]:
+        """The group of each record."""
+        groups = self._source.groups
+        return [groups[i] for i in self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._source[int(self._indices[index])]
+
+
+def split_labelled(
+    source: Source, fraction: float, *, seed: int
+) -> tuple[Subset, Subset]:
+    """Splits a source into records whose labels are used and records without.
+
+    Groups stay together, as in every split.
+
+    Args:
+      source: the training records.
+      fraction: share of the groups that are labelled, in (0, 1).
+      seed: of the permutation of the groups.
+
+    Returns:
+      `(labelled, unlabelled)`.
+
+    Raises:
+      ValueError: `fraction` is not in (0, 1), or there are fewer than two groups.
+    """
+    unlabelled, labelled = split_by_group(source.groups, fraction, seed)
+    return Subset(source, labelled), Subset(source, unlabelled)
 
 
 def check_disjoint(train: Iterable[str], test: Iterable[str], name: str) -> None:

@@ -7,9 +7,14 @@ Each method is registered by the module that holds its recipe.
 
 from jaxkd.distill.method import (
     Batch,
+    DataSpec,
+    Inputs,
     Memory,
     Method,
     Params,
+    Progress,
+    Scheduled,
+    Specs,
     Terms,
     Weight,
     compose,
@@ -20,9 +25,14 @@ from jaxkd.distill.registry import create, names, register, weighted
 
 __all__ = [
     "Batch",
+    "DataSpec",
+    "Inputs",
     "Memory",
     "Method",
     "Params",
+    "Progress",
+    "Scheduled",
+    "Specs",
     "Terms",
     "Weight",
     "compose",

@@ -5,17 +5,6 @@ from __future__ import annotations
 from jaxkd.layers import NetworkSpec
 
 
-def first_teacher(method: str, teachers: tuple[NetworkSpec, ...]) -> NetworkSpec:
-    """The teacher that a method with one teacher reads.
-
-    Raises:
-      ValueError: there is none.
-    """
-    if not teachers:
-        raise ValueError(f"method {method!r} needs a teacher; the stage names none")
-    return teachers[0]
-
-
 def check_same_logits(student: NetworkSpec, teacher: NetworkSpec) -> None:
     """Checks that two networks answer the same question at the same resolution.
 

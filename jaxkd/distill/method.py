@@ -10,53 +10,180 @@ reduces once.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import flax.struct
 import jax
+import numpy as np
+import optax
 
 from jaxkd.layers import NetworkSpec, Outputs
+from jaxkd.layers.outputs import Leaf
 
 Batch = Mapping[str, jax.Array]
 Params = Any
 Memory = Any
 Terms = dict[str, jax.Array]
-Weight = float | Callable[[jax.Array], jax.Array | float]
+Scheduled = float | Callable[[jax.Array], jax.Array | float]
+Weight = Scheduled
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """What a method may know about the data and the length of its stage.
+
+    Attributes:
+      records: training records; `batch["index"]` runs from 0 to `records - 1`.
+      num_classes: classes of the labels.
+      batch_size: records per step, over all devices.
+      steps_per_epoch: optimiser steps per epoch.
+      epochs: epochs of the stage.
+      read_labels: returns the class of every training record, int `[records]`; None
+        if there is no single class per record.
+    """
+
+    records: int
+    num_classes: int
+    batch_size: int
+    steps_per_epoch: int
+    epochs: int
+    read_labels: Callable[[], np.ndarray] | None = None
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """The class of every training record, int32 `[records]`.
+
+        Raises:
+          ValueError: the records have no single class.
+        """
+        if self.read_labels is None:
+            raise ValueError("the training records have no single class each")
+        return np.asarray(self.read_labels(), np.int32)
+
+
+@flax.struct.dataclass
+class Progress:
+    """Where a stage stands.
+
+    Attributes:
+      step: optimiser steps done, int32.
+      epoch: `step // steps_per_epoch`, int32, counted from 0.
+      epochs: epochs of the stage (a Python number).
+    """
+
+    step: Leaf
+    epoch: Leaf
+    epochs: int = flax.struct.field(pytree_node=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Specs:
+    """What a method's `init` is told.
+
+    Attributes:
+      student: shapes of the student's outputs.
+      teachers: those of each teacher.
+      data: the training data.
+    """
+
+    student: NetworkSpec
+    teachers: tuple[NetworkSpec, ...]
+    data: DataSpec
+
+    @property
+    def teacher(self) -> NetworkSpec:
+        """The first teacher.
+
+        Raises:
+          ValueError: there is none.
+        """
+        if not self.teachers:
+            raise ValueError("the method needs a teacher; the stage names none")
+        return self.teachers[0]
+
+
+@flax.struct.dataclass
+class Inputs:
+    """What a method's `terms` is given at each step.
+
+    Attributes:
+      student: the student's outputs, in training mode.
+      teachers: the teachers' outputs, behind a stop-gradient.
+      batch: `image`, `label`, `index` and what else the data have, e.g. `target`.
+      key: a random key, fresh at every step.
+      progress: where the stage stands.
+    """
+
+    student: Outputs
+    teachers: tuple[Outputs, ...]
+    batch: Batch
+    key: Leaf
+    progress: Progress
+
+    @property
+    def teacher(self) -> Outputs:
+        """The first teacher's outputs."""
+        return self.teachers[0]
+
+    @property
+    def labels(self) -> jax.Array:
+        """Class indices int32 `[batch, ...]`, those of the records themselves."""
+        return self.batch["label"]
+
+    @property
+    def targets(self) -> jax.Array:
+        """Soft labels float32 `[batch, classes]` of mixed images, else `labels`."""
+        return self.batch["target"] if "target" in self.batch else self.labels
+
+    def at(self, value: Scheduled) -> jax.Array | float:
+        """The present value of an option that may be a schedule."""
+        return weight_at(value, self.progress.step)
 
 
 @runtime_checkable
 class InitFn(Protocol):
-    """`init(key, student, teachers) -> (params, memory)`; runs under `jax.eval_shape`.
+    """`init(key, specs) -> (params, memory)`.
 
-    Shape and tap errors are raised here, before any array exists.
+    It runs under `jax.eval_shape` first: shape and tap errors are raised here, before
+    any array exists.
     """
 
-    def __call__(
-        self, key: jax.Array, student: NetworkSpec, teachers: tuple[NetworkSpec, ...]
-    ) -> tuple[Params, Memory]:
+    def __call__(self, key: jax.Array, specs: Specs) -> tuple[Params, Memory]:
         """Returns what the method trains and what it remembers."""
         ...
 
 
 @runtime_checkable
 class TermsFn(Protocol):
-    """`terms(...) -> ({name: per-example loss}, memory)`.
+    """`terms(params, memory, inputs) -> ({name: per-example loss}, memory)`.
 
     The values have shape `[batch]` or `[batch, height, width]`, float32, unweighted.
-    `teachers` are already behind a stop-gradient. `key` is fresh at every step.
     """
 
     def __call__(
-        self,
-        params: Params,
-        memory: Memory,
-        student: Outputs,
-        teachers: tuple[Outputs, ...],
-        batch: Batch,
-        key: jax.Array,
-        step: jax.Array,
+        self, params: Params, memory: Memory, inputs: Inputs
     ) -> tuple[Terms, Memory]:
         """Returns unreduced losses and the new memory."""
+        ...
+
+
+@runtime_checkable
+class PrepareFn(Protocol):
+    """`prepare(batch, key) -> batch`: adds what the method's views need."""
+
+    def __call__(self, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """Returns the batch with more entries."""
+        ...
+
+
+@runtime_checkable
+class ReadoutFn(Protocol):
+    """`readout(params, memory, student) -> logits`: what the student predicts."""
+
+    def __call__(self, params: Params, memory: Memory, student: Outputs) -> jax.Array:
+        """Returns logits in the shape of `student.logits`."""
         ...
 
 
@@ -69,21 +196,40 @@ class Method:
       terms: see `TermsFn`.
       weights: factor of every term that `terms` returns; a float or a function of the
         step (an optax schedule).
-      num_teachers: how many teachers the method reads (0: none; extra teachers are
-        an error when a plan is made).
+      num_teachers: how many teachers the method reads: a number (0: none), or
+        "many" for one or more. Extra teachers are an error when a plan is made.
+      num_students: how many students learn together; the others are
+        `student.peers`.
+      views: names of further views of the batch. Every network also runs on
+        `batch["image_" + view]`, and `terms` finds the result in
+        `outputs.views[view]`.
+      prepare: makes those entries of the batch where the data do not have them; see
+        `PrepareFn`.
+      teacher_mode: "train" lets the teachers' batch norms use the statistics of the
+        batch (their stored statistics stay as they are); "eval" is usual.
+      optimizers: optimisers of their own for parts of the method's params, by the
+        part's top-level key; the rest is trained by the stage's optimiser. Gradients
+        must already be those that each part is meant to follow.
+      readout: for a method whose params take part in the prediction; see `ReadoutFn`.
     """
 
     init: InitFn
     terms: TermsFn
     weights: Mapping[str, Weight]
-    num_teachers: int = 0
+    num_teachers: int | Literal["many"] = 0
+    num_students: int = 1
+    views: tuple[str, ...] = ()
+    prepare: PrepareFn | None = None
+    teacher_mode: Literal["eval", "train"] = "eval"
+    optimizers: Mapping[str, optax.GradientTransformation] = dataclasses.field(
+        default_factory=dict
+    )
+    readout: ReadoutFn | None = None
 
 
-def no_state(
-    key: jax.Array, student: NetworkSpec, teachers: tuple[NetworkSpec, ...]
-) -> tuple[Params, Memory]:
+def no_state(key: jax.Array, specs: Specs) -> tuple[Params, Memory]:
     """The `init` of methods that train and remember nothing."""
-    del key, student, teachers
+    del key, specs
     return {}, {}
 
 
@@ -119,29 +265,19 @@ def compose(
             return part
         return f"{part}/{term}"
 
-    def init(
-        key: jax.Array, student: NetworkSpec, teachers: tuple[NetworkSpec, ...]
-    ) -> tuple[Params, Memory]:
+    def init(key: jax.Array, specs: Specs) -> tuple[Params, Memory]:
         params, memory = {}, {}
         for i, (part, method) in enumerate(methods.items()):
             part_key = jax.random.fold_in(key, i)
-            params[part], memory[part] = method.init(part_key, student, teachers)
+            params[part], memory[part] = method.init(part_key, specs)
         return params, memory
 
-    def terms(
-        params: Params,
-        memory: Memory,
-        student: Outputs,
-        teachers: tuple[Outputs, ...],
-        batch: Batch,
-        key: jax.Array,
-        step: jax.Array,
-    ) -> tuple[Terms, Memory]:
+    def terms(params: Params, memory: Memory, inputs: Inputs) -> tuple[Terms, Memory]:
         values, new_memory = {}, {}
         for i, (part, method) in enumerate(methods.items()):
-            part_key = jax.random.fold_in(key, i)
+            part_inputs = inputs.replace(key=jax.random.fold_in(inputs.key, i))
             part_terms, new_memory[part] = method.terms(
-                params[part], memory[part], student, teachers, batch, part_key, step
+                params[part], memory[part], part_inputs
             )
             if part_terms.keys() != method.weights.keys():
                 raise ValueError(
@@ -152,6 +288,13 @@ def compose(
                 values[term_name(part, term)] = value
         return values, new_memory
 
+    def prepare(batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        prepared = dict(batch)
+        for i, method in enumerate(methods.values()):
+            if method.prepare is not None:
+                prepared = method.prepare(prepared, jax.random.fold_in(key, i))
+        return prepared
+
     all_weights = {
         term_name(part, term): multiply(weights.get(part, 1.0), weight)
         for part, method in methods.items()
@@ -161,8 +304,46 @@ def compose(
         init=init,
         terms=terms,
         weights=all_weights,
-        num_teachers=max(m.num_teachers for m in methods.values()),
+        num_teachers=_most_teachers(methods),
+        num_students=max(m.num_students for m in methods.values()),
+        views=tuple(dict.fromkeys(v for m in methods.values() for v in m.views)),
+        prepare=prepare if any(m.prepare for m in methods.values()) else None,
+        teacher_mode=_teacher_mode(methods),
+        optimizers={
+            f"{part}/{key}": tx
+            for part, method in methods.items()
+            for key, tx in method.optimizers.items()
+        },
+        readout=_only_readout(methods),
     )
+
+
+def _most_teachers(methods: Mapping[str, Method]) -> int | Literal["many"]:
+    numbers = [m.num_teachers for m in methods.values()]
+    return "many" if "many" in numbers else max(n for n in numbers if n != "many")
+
+
+def _teacher_mode(methods: Mapping[str, Method]) -> Literal["eval", "train"]:
+    modes = {n: m.teacher_mode for n, m in methods.items() if m.num_teachers != 0}
+    if len(set(modes.values())) > 1:
+        raise ValueError(
+            f"parts disagree on the teachers' batch norms: {modes}; give them one mode"
+        )
+    return "train" if "train" in modes.values() else "eval"
+
+
+def _only_readout(methods: Mapping[str, Method]) -> ReadoutFn | None:
+    found = {name: m.readout for name, m in methods.items() if m.readout is not None}
+    if len(found) > 1:
+        raise ValueError(f"more than one part predicts for the student: {list(found)}")
+    if not found:
+        return None
+    ((part, function),) = found.items()
+
+    def readout(params: Params, memory: Memory, student: Outputs) -> jax.Array:
+        return function(params[part], memory[part], student)
+
+    return readout
 
 
 def multiply(a: Weight, b: Weight) -> Weight:
@@ -172,6 +353,6 @@ def multiply(a: Weight, b: Weight) -> Weight:
     return lambda step: weight_at(a, step) * weight_at(b, step)
 
 
-def weight_at(weight: Weight, step: jax.Array) -> jax.Array | float:
-    """The value of a weight at `step`."""
+def weight_at(weight: Scheduled, step: jax.Array) -> jax.Array | float:
+    """The value of a weight, or of any scheduled option, at `step`."""
     return weight(step) if callable(weight) else weight

@@ -18,7 +18,8 @@ def create(name: str, /, **options: Any) -> Method:
     """Makes the method `name`.
 
     Args:
-      name: one of `names()`.
+      name: one of `names()`, or `"package.module:function"` for a factory of your
+        own.
       **options: of the method's factory.
 
     Raises:
@@ -29,7 +30,12 @@ def create(name: str, /, **options: Any) -> Method:
     >>> sorted(create("hlfd").weights)
     ['flfd', 'plfd']
     """
-    return _REGISTRY.create(name, **options)
+    method = _REGISTRY.create(name, **options)
+    if not isinstance(method, Method):
+        raise TypeError(
+            f"{name!r} must return a jaxkd.distill.Method, got {type(method).__name__}"
+        )
+    return method
 
 
 def names() -> list[str]:

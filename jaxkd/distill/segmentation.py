@@ -16,13 +16,13 @@ from jaxkd.distill.checks import (
     check_same_logits,
     check_segmentation,
     feature_map,
-    first_teacher,
 )
 from jaxkd.distill.method import (
-    Batch,
+    Inputs,
     Memory,
     Method,
     Params,
+    Specs,
     Terms,
     Weight,
     no_state,
@@ -30,7 +30,6 @@ from jaxkd.distill.method import (
 from jaxkd.distill.projections import Projection
 from jaxkd.distill.registry import register
 from jaxkd.distill.transfers import Settings, Transfer, transfer_method
-from jaxkd.layers import NetworkSpec, Outputs
 from jaxkd.losses.checks import check_positive
 
 
@@ -239,29 +238,19 @@ def emkd(
     check_positive("temperature", temperature)
     Settings(exponent=exponent)
 
-    def init(
-        key: jax.Array, student: NetworkSpec, teachers: tuple[NetworkSpec, ...]
-    ) -> tuple[Params, Memory]:
-        teacher = first_teacher("emkd", teachers)
+    def init(key: jax.Array, specs: Specs) -> tuple[Params, Memory]:
+        student, teacher = specs.student, specs.teacher
         check_segmentation("emkd", student)
         check_same_logits(student, teacher)
         for network in (student, teacher):
             for tap in (low, high):
                 feature_map(network, tap)
-        return no_state(key, student, teachers)
+        return no_state(key, specs)
 
-    def terms(
-        params: Params,
-        memory: Memory,
-        student: Outputs,
-        teachers: tuple[Outputs, ...],
-        batch: Batch,
-        key: jax.Array,
-        step: jax.Array,
-    ) -> tuple[Terms, Memory]:
-        del params, key, step
-        teacher = teachers[0]
-        foreground = batch["label"] > 0
+    def terms(params: Params, memory: Memory, inputs: Inputs) -> tuple[Terms, Memory]:
+        del params
+        student, teacher = inputs.student, inputs.teacher
+        foreground = inputs.labels > 0
         pairs = [(student.taps[tap], teacher.taps[tap]) for tap in (low, high)]
         importance = [
             losses.importance_map_distillation(s, t, exponent=exponent)

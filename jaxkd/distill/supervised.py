@@ -1,7 +1,7 @@
 """Methods without a teacher: the task losses.
 
-Each reads `batch["target"]` (soft labels of mixed images) where it is there, and
-`batch["label"]` otherwise.
+Each reads the soft labels of mixed images where the batch has them, and the class
+indices otherwise.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import jax.numpy as jnp
 from jaxkd import losses
 from jaxkd.distill.checks import check_segmentation
 from jaxkd.distill.method import (
-    Batch,
+    Inputs,
     Memory,
     Method,
     Params,
+    Specs,
     Terms,
     compose,
     no_state,
 )
 from jaxkd.distill.registry import register
-from jaxkd.layers import NetworkSpec, Outputs
 from jaxkd.losses.checks import check_fraction, check_positive
 
 
@@ -137,24 +137,13 @@ def focal_dice(*, gamma: float = 2.0, smooth: float = 1.0) -> Method:
 
 
 def _supervised(name: str, loss, *, segmentation: bool = False) -> Method:
-    def init(
-        key: jax.Array, student: NetworkSpec, teachers: tuple[NetworkSpec, ...]
-    ) -> tuple[Params, Memory]:
+    def init(key: jax.Array, specs: Specs) -> tuple[Params, Memory]:
         if segmentation:
-            check_segmentation(name, student)
-        return no_state(key, student, teachers)
+            check_segmentation(name, specs.student)
+        return no_state(key, specs)
 
-    def terms(
-        params: Params,
-        memory: Memory,
-        student: Outputs,
-        teachers: tuple[Outputs, ...],
-        batch: Batch,
-        key: jax.Array,
-        step: jax.Array,
-    ) -> tuple[Terms, Memory]:
-        del params, teachers, key, step
-        labels = batch["target"] if "target" in batch else batch["label"]
-        return {name: loss(student.logits, labels)}, memory
+    def terms(params: Params, memory: Memory, inputs: Inputs) -> tuple[Terms, Memory]:
+        del params
+        return {name: loss(inputs.student.logits, inputs.targets)}, memory
 
     return Method(init=init, terms=terms, weights={name: 1.0})

@@ -16,8 +16,16 @@ import jax
 
 from jaxkd import losses
 from jaxkd.distill import projections
-from jaxkd.distill.checks import feature_map, first_teacher
-from jaxkd.distill.method import Batch, Memory, Method, Params, Terms, Weight
+from jaxkd.distill.checks import feature_map
+from jaxkd.distill.method import (
+    Inputs,
+    Memory,
+    Method,
+    Params,
+    Specs,
+    Terms,
+    Weight,
+)
 from jaxkd.layers import NetworkSpec, Outputs
 from jaxkd.losses.checks import check_positive
 
@@ -120,10 +128,8 @@ def transfer_method(
             f"got {', '.join(targets)}"
         )
 
-    def init(
-        key: jax.Array, student: NetworkSpec, teachers: tuple[NetworkSpec, ...]
-    ) -> tuple[Params, Memory]:
-        teacher = first_teacher(name, teachers)
+    def init(key: jax.Array, specs: Specs) -> tuple[Params, Memory]:
+        student, teacher = specs.student, specs.teacher
         for transfer in (*importance, *prediction):
             for tap in transfer.student:
                 feature_map(student, tap)
@@ -138,17 +144,8 @@ def transfer_method(
                 )
         return projections.init(settings.projection, key, widths)
 
-    def terms(
-        params: Params,
-        memory: Memory,
-        student: Outputs,
-        teachers: tuple[Outputs, ...],
-        batch: Batch,
-        key: jax.Array,
-        step: jax.Array,
-    ) -> tuple[Terms, Memory]:
-        del batch, step
-        teacher = teachers[0]
+    def terms(params: Params, memory: Memory, inputs: Inputs) -> tuple[Terms, Memory]:
+        student, teacher = inputs.student, inputs.teacher
         values = {}
         if importance:
             parts = [
@@ -163,7 +160,7 @@ def transfer_method(
                 NetworkSpec.from_outputs("teacher", teacher),
             )
             drawn = projections.current(
-                settings.projection, params, memory, key, widths
+                settings.projection, params, memory, inputs.key, widths
             )
             parts = [
                 transfer.factor

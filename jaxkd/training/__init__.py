@@ -2,10 +2,11 @@
 
 from jaxkd.training.config import apply_overrides, load_config
 from jaxkd.training.loop import StopSignal, evaluate, run
-from jaxkd.training.network import ApplyFn, Network, from_linen
+from jaxkd.training.network import ApplyFn, Network, from_linen, from_nnx
 from jaxkd.training.plan import Plan
 from jaxkd.training.schema import ConfigError
-from jaxkd.training.setup import Setup, Stage, make_setup
+from jaxkd.training.setup import Setup, make_setup
+from jaxkd.training.stage import Stage
 from jaxkd.training.state import TrainState
 from jaxkd.training.step import init_state, make_eval_step, make_train_step
 from jaxkd.training.workdir import Workdir
@@ -23,6 +24,7 @@ __all__ = [
     "apply_overrides",
     "evaluate",
     "from_linen",
+    "from_nnx",
     "init_state",
     "load_config",
     "make_eval_step",

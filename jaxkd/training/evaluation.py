@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jaxkd.data import pipeline
 from jaxkd.metrics.evaluators import ClassificationEvaluator, SegmentationEvaluator
 from jaxkd.training import sharding
-from jaxkd.training.network import Network, Variables
+from jaxkd.training.network import ApplyFn, Network, Variables
 from jaxkd.training.progress import TrainingFailed
 from jaxkd.training.setup import Setup
 from jaxkd.training.step import make_eval_step
@@ -32,7 +32,7 @@ class Evaluation:
 
     def __init__(self, setup: Setup):
         self._setup = setup
-        self._steps: dict[str, Callable[..., Any]] = {}
+        self._steps: dict[ApplyFn, Callable[..., Any]] = {}
         count = min(MAX_PREDICTIONS, len(setup.test))
         self._shown = np.linspace(0, len(setup.test) - 1, count).astype(int)
 
@@ -102,12 +102,12 @@ class Evaluation:
     def _predict(self, network: Network, variables: Variables) -> Any:
         """Yields the valid records of each batch, with probabilities, as NumPy."""
         setup = self._setup
-        if network.name not in self._steps:
+        if network.apply not in self._steps:
             step = make_eval_step(network.apply, setup.plan.data.augment)
-            self._steps[network.name] = jax.jit(
+            self._steps[network.apply] = jax.jit(
                 step, out_shardings=sharding.batch_sharding(setup.mesh)
             )
-        step = self._steps[network.name]
+        step = self._steps[network.apply]
         batches = pipeline.eval_batches(
             setup.test,
             batch_size=setup.eval_batch_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import signal
@@ -15,17 +16,20 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-from jaxkd.data import pipeline
+from jaxkd.data import Source, pipeline
 from jaxkd.training import sharding
 from jaxkd.training.checkpoints import Checkpoints, abstract_like
 from jaxkd.training.evaluation import Evaluation, NotFinite
 from jaxkd.training.network import Variables
 from jaxkd.training.progress import Clock, TrainingFailed, Window
 from jaxkd.training.schema import ConfigError
-from jaxkd.training.setup import Setup, Stage
+from jaxkd.training.paths import started_from
+from jaxkd.training.setup import Setup
+from jaxkd.training.stage import Stage
 from jaxkd.training.state import TrainState
 from jaxkd.training.step import make_train_step
 from jaxkd.training.workdir import MetricsWriter, Workdir, describe_device, versions
+from jaxkd.training.wrappers import gather, without_readout
 
 logger = logging.getLogger("jaxkd")
 
@@ -91,16 +95,15 @@ def run(
         for stage in setup.stages:
             if stage.name in finished:
                 continue
-            for name in _needed(stage, setup):
+            for name in _needed(stage):
                 if name not in variables:
                     variables[name] = load_variables(setup, workdir, name, finished)
             runner = StageRunner(setup, stage, workdir, writer, evaluation, stop)
-            variables[stage.student.name], record, metrics = runner.run(
-                variables, finished
-            )
+            trained, record, metrics = runner.run(variables, finished)
+            variables |= trained
             finished.append(stage.name)
             summary["stages"].append(record)
-            summary["results"][stage.student.name] = metrics
+            summary["results"] |= metrics
             if stage is setup.stages[-1]:
                 summary["status"] = "finished"
             workdir.write_summary(summary)
@@ -115,7 +118,7 @@ def evaluate(setup: Setup, workdir: Workdir) -> dict[str, Any]:
     finished = [s["name"] for s in summary["stages"]]
     evaluation = Evaluation(setup)
     for name in dict.fromkeys(
-        s.student.name for s in setup.stages if s.name in finished
+        name for s in setup.stages if s.name in finished for name in s.learners
     ):
         variables = load_variables(setup, workdir, name, finished)
         summary["results"][name], arrays = evaluation.report(
@@ -143,7 +146,10 @@ def new_summary(setup: Setup, command: str) -> dict[str, Any]:
         "class_names": list(setup.train.info.class_names),
         "stages": [],
         "results": {},
-        "costs": {k: dataclasses.asdict(v) for k, v in setup.costs.items()},
+        "costs": {
+            k: dataclasses.asdict(v) | dict(setup.networks[k].facts)
+            for k, v in setup.costs.items()
+        },
         "versions": versions(),
         "notes": list(setup.plan.notes),
     }
@@ -153,9 +159,9 @@ def load_variables(
     setup: Setup, workdir: Workdir, network: str, finished: list[str]
 ) -> Variables:
     """The variables that the last finished stage of a network handed on."""
-    stage = [
-        s for s in setup.stages if s.student.name == network and s.name in finished
-    ][-1]
+    stage = [s for s in setup.stages if network in s.learners and s.name in finished][
+        -1
+    ]
     checkpoints = Checkpoints(
         workdir.checkpoints(stage.name), keep=setup.plan.checkpoint.keep
     )
@@ -164,7 +170,7 @@ def load_variables(
         state, _ = checkpoints.restore(_handed_on(stage, checkpoints), abstract)
     finally:
         checkpoints.close()
-    return state.final_variables()
+    return stage.final_variables(state)[network]
 
 
 def abstract_state(setup: Setup, stage: Stage) -> tuple[TrainState, TrainState]:
@@ -187,10 +193,66 @@ def _run_once() -> dict[str, int] | None:
     return None
 
 
-def _needed(stage: Stage, setup: Setup) -> list[str]:
+def _needed(stage: Stage) -> list[str]:
     """The trained networks that a stage starts from."""
-    names = [t.name for t in stage.teachers]
-    return names + ([stage.student.name] if stage.phase else [])
+    return [*(t.name for t in stage.teachers), *_starts(stage)]
+
+
+def _begin(
+    stage: Stage, key: jax.Array, variables: Mapping[str, Variables]
+) -> TrainState:
+    """The state before the first step of a stage."""
+    own = {name: without_readout(v) for name, v in variables.items()}
+    if stage.phase:
+        start = (
+            own[stage.learners[0]]
+            if len(stage.learners) == 1
+            else gather({name: own[name] for name in stage.learners})
+        )
+        return stage.init_state(key, start)
+    state = stage.init_state(key)
+    if stage.plan.start_from is None:
+        return state
+    start = started_from(state.variables(), own[stage.plan.start_from])
+    return stage.init_state(key, start)
+
+
+def _starts(stage: Stage) -> tuple[str, ...]:
+    """The networks whose variables the stage's own begin with."""
+    if stage.phase:
+        return stage.learners
+    return () if stage.plan.start_from is None else (stage.plan.start_from,)
+
+
+def train_batches(setup: Setup, stage: Stage) -> Any:
+    """The batches of a stage, this process's part of each.
+
+    With stored region labels a record fills several places of a batch; with unlabelled
+    data each batch also has unlabelled images. Either way there are
+    `stage.total_steps` batches, and a set that is used up begins anew.
+    """
+    data = setup.plan.data
+
+    def batches(source: Source, size: int, *, seed: int) -> pipeline.TrainBatches:
+        rounds = -(-stage.total_steps // (len(source) // size))
+        return pipeline.train_batches(
+            source,
+            batch_size=size,
+            seed=seed,
+            epochs=rounds,
+            workers=data.workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    seed = setup.plan.seed
+    crops = data.region_crops if data.regions is not None else 1
+    labelled = batches(setup.train, data.batch_size // crops, seed=seed)
+    if setup.unlabelled is None or data.unlabelled_batch_size is None:
+        return labelled
+    # Another seed: the two sets must not go round in step.
+    other = batches(setup.unlabelled, data.unlabelled_batch_size, seed=seed + 1)
+    return pipeline.WithUnlabelled(labelled, other, stage.total_steps)
 
 
 def _handed_on(stage: Stage, checkpoints: Checkpoints) -> int:
@@ -218,29 +280,21 @@ class StageRunner:
 
     def run(
         self, variables: Mapping[str, Variables], finished: list[str]
-    ) -> tuple[Variables, dict[str, Any], dict[str, float]]:
+    ) -> tuple[dict[str, Variables], dict[str, Any], dict[str, dict[str, float]]]:
         """Trains, evaluates, and hands on.
 
         Args:
-          variables: of the teachers, and of the student if it was trained before.
+          variables: of the teachers, of the network to start from, and of the
+            learners if they were trained before.
           finished: the stages before this one.
 
         Returns:
-          The student's variables, the stage's record and metrics for the summary.
+          The learners' variables, the stage's record, and their metrics.
         """
         setup, stage, plan = self.setup, self.stage, self.setup.plan
 
         # ------------------------------------------------------------------ data
-        batches = pipeline.train_batches(
-            setup.train,
-            batch_size=plan.data.batch_size,
-            seed=plan.seed,
-            epochs=stage.plan.epochs,
-            workers=plan.data.workers,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        iterator = iter(batches)
+        iterator = iter(train_batches(setup, stage))
 
         # ------------------------------------------------------------- shardings
         abstract, shardings = abstract_state(setup, stage)
@@ -257,8 +311,10 @@ class StageRunner:
                 augmentation=plan.data.augment,
                 num_classes=setup.train.info.num_classes,
                 steps_per_epoch=stage.steps_per_epoch,
+                epochs=stage.plan.epochs,
                 accumulate=stage.plan.accumulate,
                 ema=stage.plan.ema,
+                frozen=stage.frozen,
             ),
             donate_argnums=0,
             out_shardings=(shardings, replicated),
@@ -271,12 +327,11 @@ class StageRunner:
         try:
             latest = checkpoints.latest()
             if latest is None:
-                start = variables.get(stage.student.name) if stage.phase else None
                 state = jax.jit(
-                    lambda key, start: stage.init_state(key, start),
+                    functools.partial(_begin, stage),
                     out_shardings=shardings,
                     compiler_options=_run_once(),
-                )(setup.key(), start)
+                )(setup.key(), {name: variables[name] for name in _starts(stage)})
                 first_step, clock = 0, Clock()
             else:
                 state, record = checkpoints.restore(latest, abstract, iterator)
@@ -301,12 +356,14 @@ class StageRunner:
         finally:
             checkpoints.close()
             iterator.close()
-        final = state.final_variables()
-        metrics, arrays = self.evaluation.report(stage.student, final)
-        self.workdir.add_predictions(arrays)
+        final, metrics = stage.final_variables(state), {}
+        for name, network in stage.members.items():
+            metrics[name], arrays = self.evaluation.report(network, final[name])
+            self.workdir.add_predictions(arrays)
         record = {
             "name": stage.name,
-            "learner": stage.student.name,
+            "learner": stage.learners[0],
+            "learners": list(stage.learners),
             "teachers": [t.name for t in stage.teachers],
             "method": stage.weights(),
             "epochs": stage.plan.epochs,
@@ -386,26 +443,32 @@ class StageRunner:
         return state
 
     def _evaluate(self, state: TrainState, step: int, epoch: int) -> float:
-        """Evaluates between epochs, writes the record, returns the score."""
-        try:
-            metrics = self.evaluation.metrics(
-                self.stage.student, state.final_variables(), surface=False
+        """Evaluates between epochs, writes the records.
+
+        Returns:
+          The score; the mean of several learners' scores.
+        """
+        final, scores = self.stage.final_variables(state), []
+        for name, network in self.stage.members.items():
+            try:
+                metrics = self.evaluation.metrics(network, final[name], surface=False)
+            except NotFinite as error:
+                # Early batch-norm statistics may overflow and recover; the losses did
+                # not.
+                logger.warning("%s, step %d: %s", self.stage.name, step, error)
+                metrics = {self.setup.metric: math.nan}
+            self.writer.write(
+                {
+                    "kind": "eval",
+                    "stage": self.stage.name,
+                    "step": step,
+                    "epoch": epoch,
+                    "network": name,
+                    **metrics,
+                }
             )
-        except NotFinite as error:
-            # Early batch-norm statistics may overflow and recover; the losses did not.
-            logger.warning("%s, step %d: %s", self.stage.name, step, error)
-            metrics = {self.setup.metric: math.nan}
-        self.writer.write(
-            {
-                "kind": "eval",
-                "stage": self.stage.name,
-                "step": step,
-                "epoch": epoch,
-                "network": self.stage.student.name,
-                **metrics,
-            }
-        )
-        return float(metrics[self.setup.metric])
+            scores.append(float(metrics[self.setup.metric]))
+        return sum(scores) / len(scores)
 
     def _check_data(self, record: Mapping[str, Any]) -> None:
         """Checks that a run goes on with as many records as it began with."""

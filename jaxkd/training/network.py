@@ -7,14 +7,15 @@ modules are wrapped by `from_linen`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxkd.layers import NetworkSpec, Outputs
+from jaxkd.layers import BatchNorm, NetworkSpec, Outputs
 
 Variables = dict[str, Any]
 
@@ -41,12 +42,24 @@ class ApplyFn(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network: `init(key) -> variables`, its `apply`, and the shapes it returns."""
+    """A network: pure functions and what they return.
+
+    Attributes:
+      name: its name in the run.
+      init: `init(key) -> variables`; its `"params"` are what is trained.
+      apply: see `ApplyFn`.
+      spec: shapes of its outputs.
+      facts: further numbers for the summary, e.g. bytes sent by a split network.
+      freeze_norms: returns an `apply` in which batch norms whose path matches one of
+        the patterns use their stored statistics; None if the network cannot do that.
+    """
 
     name: str
     init: Callable[[jax.Array], Variables]
     apply: ApplyFn
     spec: NetworkSpec
+    facts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    freeze_norms: Callable[[tuple[str, ...]], ApplyFn] | None = None
 
 
 def from_linen(name: str, module: nn.Module, input_shape: Sequence[int]) -> Network:
@@ -82,12 +95,130 @@ def from_linen(name: str, module: nn.Module, input_shape: Sequence[int]) -> Netw
         )
         return _outputs(outputs, name), {**collections, **updated}
 
+    def freeze_norms(patterns: tuple[str, ...]) -> ApplyFn:
+        def interceptor(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            module = context.module
+            if isinstance(module, BatchNorm) and context.method_name == "__call__":
+                path = "/".join(module.path)
+                if any(re.search(pattern, path) for pattern in patterns):
+                    args = (args[0], False)
+            return call(*args, **kwargs)
+
+        def frozen(
+            variables: Variables,
+            images: jax.Array,
+            *,
+            train: bool,
+            key: jax.Array | None,
+        ) -> tuple[Outputs, Variables]:
+            with nn.intercept_methods(interceptor):
+                return apply(variables, images, train=train, key=key)
+
+        return frozen
+
+    facts = getattr(module, "facts", None)
+    return Network(
+        name,
+        init,
+        apply,
+        spec_of(name, init, apply, input_shape),
+        facts={} if facts is None else facts(tuple(input_shape)),
+        freeze_norms=freeze_norms,
+    )
+
+
+def from_nnx(
+    name: str, make: Callable[..., Any], input_shape: Sequence[int]
+) -> Network:
+    """Wraps an NNX module called as `module(images) -> Outputs`.
+
+    The module is taken apart by `nnx.split`: its `Param`s are trained, its other
+    variables (batch statistics) travel in the collection `"state"`, and its streams of
+    random numbers start from the step's key. `train()` and `eval()` choose the mode,
+    as is usual in NNX.
+
+    Args:
+      name: the network's name in the run.
+      make: makes the module, given `nnx.Rngs`.
+      input_shape: `(height, width, channels)` of the images.
+
+    Raises:
+      TypeError: `make` makes no NNX module, or one that returns no `Outputs`.
+    """
+    from flax import nnx
+
+    abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    if not isinstance(abstract, nnx.Module):
+        raise TypeError(
+            f"network {name!r} must be an nnx.Module, got {type(abstract).__name__}"
+        )
+    graph, *templates = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
+    param_paths, rng_paths, other_paths = (
+        list(nnx.to_flat_state(t)) for t in templates
+    )
+
+    def flat(state: Any) -> Variables:
+        return {
+            "/".join(map(str, path)): variable[...]
+            for path, variable in nnx.to_flat_state(state)
+        }
+
+    def init(key: jax.Array) -> Variables:
+        _, params, _, others = nnx.split(
+            make(nnx.Rngs(key)), nnx.Param, nnx.RngState, ...
+        )
+        return {"params": flat(params), "state": flat(others)}
+
+    def filled(paths: Any, values: Variables) -> Any:
+        return nnx.from_flat_state(
+            [(p, v.replace(values["/".join(map(str, p))])) for p, v in paths]
+        )
+
+    def apply(
+        variables: Variables,
+        images: jax.Array,
+        *,
+        train: bool,
+        key: jax.Array | None,
+    ) -> tuple[Outputs, Variables]:
+        key = jax.random.key(0) if key is None else key
+        rngs = nnx.from_flat_state(
+            [
+                (p, v.replace(key if isinstance(v, nnx.RngKey) else jnp.uint32(0)))
+                for p, v in rng_paths
+            ]
+        )
+        module = nnx.merge(
+            graph,
+            filled(param_paths, variables["params"]),
+            rngs,
+            filled(other_paths, variables["state"]),
+        )
+        module.train() if train else module.eval()
+        outputs = _outputs(module(images), name)
+        _, _, _, others = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        return outputs, {"state": flat(others)}
+
+    return Network(name, init, apply, spec_of(name, init, apply, input_shape))
+
+
+def spec_of(
+    name: str,
+    init: Callable[[jax.Array], Variables],
+    apply: ApplyFn,
+    input_shape: Sequence[int],
+) -> NetworkSpec:
+    """The shapes that a network returns, by abstract evaluation.
+
+    Raises:
+      TypeError: it does not return `Outputs`.
+    """
     images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     variables = jax.eval_shape(init, jax.random.key(0))
     outputs, _ = jax.eval_shape(
         lambda v, x: apply(v, x, train=False, key=None), variables, images
     )
-    return Network(name, init, apply, NetworkSpec.from_outputs(name, outputs))
+    return NetworkSpec.from_outputs(name, _outputs(outputs, name))
 
 
 def _outputs(value: Any, name: str) -> Outputs:

@@ -7,7 +7,7 @@ PyTorch optimisers behind most published numbers do; AdamW and LAMB decouple it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxkd.registry import check_options
+from jaxkd.training.paths import path_name
 from jaxkd.training.plan import OptimizerPlan
 
 Schedule = Callable[[Any], jax.Array]
@@ -135,6 +136,40 @@ def optimizer(plan: OptimizerPlan, schedule: Schedule) -> optax.GradientTransfor
         parts.append(optax.scale_by_trust_ratio())
     parts.append(optax.scale_by_learning_rate(schedule))
     return optax.chain(*parts)
+
+
+def partitioned(
+    tx: optax.GradientTransformation,
+    own: Mapping[str, optax.GradientTransformation],
+    frozen: Callable[[str], bool] | None = None,
+) -> optax.GradientTransformation:
+    """Gives parts of a method's params optimisers of their own, and freezes others.
+
+    Args:
+      tx: the optimiser of everything else.
+      own: optimisers by the path of a part below `params["method"]`, such as
+        `"meal_v2/discriminator"`.
+      frozen: tells by its path below `params["network"]` what must not change.
+
+    Returns:
+      `tx` itself if there is nothing to part.
+    """
+    if not own and frozen is None:
+        return tx
+
+    def label(path: Sequence[Any], leaf: Any) -> str:
+        del leaf
+        kind, _, name = path_name(path).partition("/")
+        if kind == "network":
+            return "frozen" if frozen is not None and frozen(name) else "stage"
+        for part in own:
+            if name == part or name.startswith(f"{part}/"):
+                return f"own:{part}"
+        return "stage"
+
+    parts = {"stage": tx, "frozen": optax.set_to_zero()}
+    parts |= {f"own:{part}": part_tx for part, part_tx in own.items()}
+    return optax.partition(parts, lambda params: jax.tree.map_with_path(label, params))
 
 
 def _kernels(params: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -38,10 +39,48 @@ def _fraction(owner: Any, *names: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class InputPlan:
+    """What one network wants its images to be, if not what the others get.
+
+    Attributes:
+      mean: subtracted from each channel, instead of `data.augment.mean`.
+      std: divides each channel after `mean`.
+      image_size: `(height, width)` to which images are resized (bilinear, half-pixel
+        centres, without antialiasing).
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    image_size: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std must be given together")
+        if self.mean is not None and self.std is not None:
+            if len(self.mean) != len(self.std) or not self.mean:
+                raise ValueError(
+                    f"mean has {len(self.mean)} values and std {len(self.std)}; give "
+                    "one per channel to both"
+                )
+            if not all(0 < s < math.inf for s in self.std):
+                raise ValueError(f"std must be > 0, got {self.std}")
+        if self.image_size is not None and min(self.image_size) < 1:
+            raise ValueError(f"image_size must be >= 1, got {self.image_size}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkPlan:
-    """A network by the name of its family, with its options (`width_factor`, ...)."""
+    """A network by the name of its family, with its options (`width_factor`, ...).
+
+    Attributes:
+      name: a network of `jaxkd.models`, or `"package.module:function"`, a function
+        that takes `num_classes` and the options and returns a module or a `Network`.
+      input: how its images differ from those of the other networks.
+      options: of the family.
+    """
 
     name: str
+    input: InputPlan | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -56,6 +95,12 @@ class DataPlan:
       workers: processes that read and decode; 0 reads in threads.
       on_error: what a damaged file does: `"raise"`, or `"skip"` and count.
       augment: what happens to a batch on the device.
+      labelled_fraction: share of the training groups whose labels are used; the other
+        records are the unlabelled set of semi-supervised methods.
+      unlabelled_batch_size: unlabelled records per step, an even number.
+      regions: file of stored region labels (see `jaxkd.data.regions`); every record
+        then gives `region_crops` of its stored crops to a batch.
+      region_crops: crops per record; `batch_size` counts crops.
       options: further options of the source.
     """
 
@@ -65,11 +110,35 @@ class DataPlan:
     workers: int = 0
     on_error: Literal["raise", "skip"] = "raise"
     augment: Augmentation = dataclasses.field(default_factory=Augmentation)
+    labelled_fraction: float | None = None
+    unlabelled_batch_size: int | None = None
+    regions: str | None = None
+    region_crops: int = 4
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        _positive(self, "batch_size")
+        _positive(self, "batch_size", "unlabelled_batch_size", "region_crops")
         _not_negative(self, "workers")
+        if (self.labelled_fraction is None) != (self.unlabelled_batch_size is None):
+            raise ValueError(
+                "labelled_fraction and unlabelled_batch_size must be given together"
+            )
+        if self.labelled_fraction is not None and not 0 < self.labelled_fraction < 1:
+            raise ValueError(
+                f"labelled_fraction must be in (0, 1), got {self.labelled_fraction}"
+            )
+        if self.unlabelled_batch_size is not None and self.unlabelled_batch_size % 2:
+            raise ValueError(
+                "unlabelled_batch_size must be even (two halves are mixed), got "
+                f"{self.unlabelled_batch_size}"
+            )
+        if self.regions is not None and self.batch_size % self.region_crops:
+            raise ValueError(
+                f"region_crops {self.region_crops} does not divide batch_size "
+                f"{self.batch_size}"
+            )
+        if self.regions is not None and self.labelled_fraction is not None:
+            raise ValueError("regions and labelled_fraction exclude each other")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,11 +204,22 @@ class StagePlan:
       method: the parts of the loss by name, e.g.
         `{"ce": {"weight": 0.1}, "kd": {"weight": 0.9, "temperature": 4.0}}`.
         `weight` is a number or a schedule
-        (`{"schedule": "linear", "start": 0.0, "end": 1.0, "epochs": 20}`).
+        (`{"schedule": "linear", "start": 0.0, "end": 1.0, "epochs": 20}`), and so
+        are temperatures. A part is the method of its name, unless `name` names
+        another, or `"package.module:function"`, a function that makes a `Method`;
+        `loss` names a plain loss function in the same way.
       epochs: passes over the training split.
       optimizer: see `OptimizerPlan`.
       learner: the network that learns; the stage's own name if not given. A network
-        that an earlier stage trained goes on from there.
+        that an earlier stage trained goes on from there. Several names: networks that
+        learn together, from each other.
+      start_from: a network trained before; every array of its variables that the
+        learner has under the same path with the same shape is copied before the first
+        step.
+      freeze: patterns (`re.search`) of parameter paths such as
+        `"trunk/stage3_block1/conv1/kernel"` that this stage does not change.
+      frozen_batch_norm: whether batch norms with frozen parameters still use and
+        record batch statistics ("train") or use their stored ones ("eval").
       teachers: networks that earlier stages trained.
       accumulate: micro-batches per optimiser step.
       ema: decay of the running average of the variables that is evaluated and handed
@@ -150,8 +230,11 @@ class StagePlan:
     method: Mapping[str, Mapping[str, Any]]
     epochs: int
     optimizer: OptimizerPlan
-    learner: str | None = None
+    learner: str | tuple[str, ...] | None = None
     teachers: tuple[str, ...] = ()
+    start_from: str | None = None
+    freeze: tuple[str, ...] = ()
+    frozen_batch_norm: Literal["train", "eval"] = "train"
     accumulate: int = 1
     ema: float | None = None
     keep: Literal["last", "best"] = "last"
@@ -161,6 +244,19 @@ class StagePlan:
         _fraction(self, "ema")
         if not self.method:
             raise ValueError("method names no loss, e.g. {'ce': {'weight': 1.0}}")
+        if isinstance(self.learner, tuple) and (
+            not self.learner or len(set(self.learner)) < len(self.learner)
+        ):
+            raise ValueError(
+                f"learner must name different networks, got {self.learner}"
+            )
+        for pattern in self.freeze:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"freeze: {pattern!r} is no regular expression ({error})"
+                ) from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -280,9 +376,10 @@ class Plan:
         networks = {n: plan.networks[n] for n in trained}
         return dataclasses.replace(plan, networks=networks)
 
-    def learner(self, stage: str) -> str:
-        """The network that learns in a stage."""
-        return self.stages[stage].learner or stage
+    def learners(self, stage: str) -> tuple[str, ...]:
+        """The networks that learn in a stage; usually one."""
+        learner = self.stages[stage].learner or stage
+        return (learner,) if isinstance(learner, str) else learner
 
 
 def _check_names(plan: Plan) -> list[str]:
@@ -295,24 +392,39 @@ def _check_names(plan: Plan) -> list[str]:
     trained: list[str] = []
     for name, stage in plan.stages.items():
         path = f"config.stages.{name}"
-        learner = plan.learner(name)
-        if learner not in plan.networks:
-            hint = "" if stage.learner else " (the stage's name; or set learner)"
-            raise ConfigError(
-                f"{path}.learner: no network {learner!r}{hint}; networks: {known}"
-            )
-        for teacher in stage.teachers:
-            if teacher not in plan.networks:
+        learners = plan.learners(name)
+        for learner in learners:
+            if learner not in plan.networks:
+                hint = "" if stage.learner else " (the stage's name; or set learner)"
                 raise ConfigError(
-                    f"{path}.teachers: no network {teacher!r}; networks: {known}"
+                    f"{path}.learner: no network {learner!r}{hint}; networks: {known}"
                 )
-            if teacher == learner:
-                raise ConfigError(f"{path}.teachers: {teacher!r} is the learner itself")
-            if teacher not in trained:
+        sources = [("teachers", teacher) for teacher in stage.teachers]
+        if stage.start_from is not None:
+            sources.append(("start_from", stage.start_from))
+        for key, source in sources:
+            if source not in plan.networks:
                 raise ConfigError(
-                    f"{path}.teachers: {teacher!r} is not trained by an earlier stage; "
+                    f"{path}.{key}: no network {source!r}; networks: {known}"
+                )
+            if source in learners:
+                raise ConfigError(f"{path}.{key}: {source!r} is the learner itself")
+            if source not in trained:
+                raise ConfigError(
+                    f"{path}.{key}: {source!r} is not trained by an earlier stage; "
                     f"trained so far: {', '.join(trained) or 'none'}"
                 )
+        begun = [learner for learner in learners if learner in trained]
+        if stage.start_from is not None and begun:
+            raise ConfigError(
+                f"{path}.start_from: {begun[0]!r} was trained by an earlier stage and "
+                "goes on from there; leave start_from out"
+            )
+        if begun and len(begun) < len(learners):
+            raise ConfigError(
+                f"{path}.learner: {begun[0]!r} was trained before and others of "
+                f"{learners} were not; networks that learn together start together"
+            )
         if stage.keep == "best" and plan.evaluation.every_epochs is None:
             raise ConfigError(
                 f"{path}.keep: 'best' needs evaluation between epochs; set "
@@ -323,6 +435,5 @@ def _check_names(plan: Plan) -> list[str]:
                 f"{path}.accumulate: {stage.accumulate} does not divide "
                 f"config.data.batch_size {plan.data.batch_size}"
             )
-        if learner not in trained:
-            trained.append(learner)
+        trained += [learner for learner in learners if learner not in trained]
     return trained

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkd.training.setup import Setup, Stage
+from jaxkd.training.setup import Setup
+from jaxkd.training.stage import Stage
 from jaxkd.training.workdir import MetricsWriter
 
 # An update that overflows would spoil the parameters that are saved after the step.
@@ -156,4 +157,5 @@ def teacher_share(setup: Setup, stage: Stage) -> float:
     twice as much for the backward pass.
     """
     teachers = sum(setup.costs[t.name].macs for t in stage.teachers)
-    return teachers / (teachers + 3 * setup.costs[stage.student.name].macs)
+    students = sum(setup.costs[name].macs for name in stage.learners)
+    return teachers / (teachers + 3 * students)

@@ -7,24 +7,24 @@ abstract evaluation, so no array is made.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
-from jaxkd import data, distill, models
-from jaxkd.analysis.costs import Costs, network_costs
+from jaxkd import data
+from jaxkd.analysis.costs import Costs
 from jaxkd.data import Source
-from jaxkd.distill.method import Method, compose
-from jaxkd.training import optimizers, sharding
-from jaxkd.training.network import Network, from_linen
-from jaxkd.training.plan import NetworkPlan, Plan, StagePlan
+from jaxkd.data.source import read_labels
+from jaxkd.data.split import split_labelled
+from jaxkd.distill.method import DataSpec
+from jaxkd.training import sharding
+from jaxkd.training.network import Network
+from jaxkd.training.networks import make_network, network_costs
+from jaxkd.training.plan import DataPlan, Plan
 from jaxkd.training.schema import ConfigError, at
-from jaxkd.training.state import TrainState
-from jaxkd.training.step import init_state
+from jaxkd.training.stage import Stage, make_stage
 from jaxkd.training.workdir import import_tensorboard
 
 # Metrics that can tell the best checkpoint: larger is better.
@@ -32,59 +32,6 @@ _SCORES = {
     "segmentation": ("dice", "iou"),
     "classification": ("accuracy", "macro_f1"),
 }
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stage, ready to run.
-
-    Attributes:
-      name: its name in the config.
-      plan: its plan.
-      student: the network that learns.
-      teachers: the networks it learns from.
-      method: the losses.
-      tx: the optimiser.
-      schedule: its learning rate.
-      steps_per_epoch: full batches per epoch.
-      phase: how many earlier stages trained the same network.
-    """
-
-    name: str
-    plan: StagePlan
-    student: Network
-    teachers: tuple[Network, ...]
-    method: Method
-    tx: optax.GradientTransformation
-    schedule: optimizers.Schedule
-    steps_per_epoch: int
-    phase: int
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps of the whole stage."""
-        return self.plan.epochs * self.steps_per_epoch
-
-    def weights(self) -> dict[str, float | str]:
-        """The weight of each term, `"schedule"` where it changes."""
-        return {
-            k: "schedule" if callable(w) else w for k, w in self.method.weights.items()
-        }
-
-    def init_state(
-        self, key: jax.Array, variables: Mapping[str, Any] | None = None
-    ) -> TrainState:
-        """The state before the stage's first step (see `step.init_state`)."""
-        return init_state(
-            jax.random.fold_in(key, self.phase),
-            student=self.student,
-            method=self.method,
-            teachers=self.teachers,
-            tx=self.tx,
-            ema=self.plan.ema,
-            variables=None if variables is None else dict(variables),
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +41,7 @@ class Setup:
     plan: Plan
     mesh: Mesh
     train: Source
+    unlabelled: Source | None
     test: Source
     networks: Mapping[str, Network]
     stages: tuple[Stage, ...]
@@ -132,6 +80,14 @@ def make_setup(plan: Plan) -> Setup:
         if plan.log.tensorboard:
             import_tensorboard()
     train, test = _load_data(plan)
+    unlabelled = None
+    with at("config.data"):
+        if plan.data.labelled_fraction is not None:
+            train, unlabelled = split_labelled(
+                train, plan.data.labelled_fraction, seed=plan.seed
+            )
+        if plan.data.regions is not None:
+            train = _with_regions(train, plan.data)
     scores = _SCORES[train.info.task]
     if plan.evaluation.metric not in (None, *scores):
         raise ConfigError(
@@ -143,11 +99,13 @@ def make_setup(plan: Plan) -> Setup:
             sharding.check_batch_size(
                 plan.data.batch_size, mesh, accumulate=stage.accumulate
             )
-    steps_per_epoch = len(train) // plan.data.batch_size
-    if not steps_per_epoch:
+    data_spec = _data_spec(plan, train, unlabelled)
+    if data_spec.batch_size % mesh.size or (plan.data.unlabelled_batch_size or 0) % (
+        2 * mesh.size
+    ):
         raise ConfigError(
-            f"config.data.batch_size: {plan.data.batch_size} is more than the "
-            f"{len(train)} training records of {train.info.name!r}"
+            f"config.data.unlabelled_batch_size: each half must split over the "
+            f"{mesh.size} devices, got {plan.data.unlabelled_batch_size}"
         )
     with at("config.data.augment"):
         input_shape = plan.data.augment.output_shape(train.info.image_shape)
@@ -162,31 +120,50 @@ def make_setup(plan: Plan) -> Setup:
     networks, costs = {}, {}
     for name, network_plan in plan.networks.items():
         with at(f"config.networks.{name}"):
-            module = _module(network_plan, train.info.num_classes, plan.precision)
-            networks[name] = from_linen(name, module, input_shape)
-            costs[name] = network_costs(module, input_shape)
+            networks[name] = make_network(
+                name,
+                network_plan,
+                input_shape=input_shape,
+                num_classes=train.info.num_classes,
+                precision=plan.precision,
+                normalisation=plan.data.augment.normalisation,
+            )
         _check_task(networks[name], train.info.task)
 
     stages, phases = [], dict.fromkeys(plan.networks, 0)
+    # Networks as they predict after the latest stage that trained them.
+    trained = dict(networks)
+    views = plan.data.augment.views
     for name, stage_plan in plan.stages.items():
-        learner = plan.learner(name)
-        stages.append(
-            _stage(
-                name,
-                stage_plan,
-                student=networks[learner],
-                teachers=tuple(networks[t] for t in stage_plan.teachers),
-                steps_per_epoch=steps_per_epoch,
-                phase=phases[learner],
-            )
+        learners = plan.learners(name)
+        stage = make_stage(
+            name,
+            stage_plan,
+            learners={learner: networks[learner] for learner in learners},
+            teachers=tuple(trained[t] for t in stage_plan.teachers),
+            source=trained.get(stage_plan.start_from or ""),
+            data=data_spec,
+            views=views,
+            input_shape=input_shape,
+            phase=phases[learners[0]],
         )
-        phases[learner] += 1
+        stages.append(stage)
+        trained |= stage.members
+        for learner in learners:
+            phases[learner] += 1
+        finals = jax.eval_shape(
+            lambda key, stage=stage: stage.final_variables(stage.init_state(key)),
+            jax.random.key(0),
+        )
+        for learner, variables in finals.items():
+            costs[learner] = network_costs(trained[learner], variables, input_shape)
     return Setup(
         plan=plan,
         mesh=mesh,
         train=train,
+        unlabelled=unlabelled,
         test=test,
-        networks=networks,
+        networks=trained,
         stages=tuple(stages),
         costs=costs,
     )
@@ -220,19 +197,44 @@ def _load_data(plan: Plan) -> tuple[Source, Source]:
     return train, test
 
 
-def _module(plan: NetworkPlan, num_classes: int, precision: str) -> Any:
-    options = dict(plan.options)
-    wanted = options.pop("num_classes", num_classes)
-    if wanted != num_classes:
-        raise ValueError(
-            f"num_classes is {wanted} but the data have {num_classes} classes; "
-            "leave num_classes out"
+def _data_spec(plan: Plan, train: Source, unlabelled: Source | None) -> DataSpec:
+    """What methods are told of the data; `epochs` is filled in for each stage."""
+    size = plan.data.batch_size
+    steps = len(train) // size
+    if unlabelled is not None:
+        # An epoch passes over the larger of the two sets.
+        other = len(unlabelled) // (plan.data.unlabelled_batch_size or size)
+        if not other:
+            raise ConfigError(
+                f"config.data.unlabelled_batch_size: "
+                f"{plan.data.unlabelled_batch_size} is more than the "
+                f"{len(unlabelled)} unlabelled records of {unlabelled.info.name!r}"
+            )
+        steps = max(steps, other) if steps else 0
+    if not steps:
+        kind = "labelled training" if unlabelled is not None else "training"
+        raise ConfigError(
+            f"config.data.batch_size: {size} is more than the {len(train)} {kind} "
+            f"records of {train.info.name!r}"
         )
-    if "dtype" in options:
-        raise ValueError("dtype is config.precision's matter; leave it out here")
-    return models.create(
-        plan.name, num_classes=num_classes, dtype=_DTYPES[precision], **options
+    return DataSpec(
+        records=len(train),
+        num_classes=train.info.num_classes,
+        batch_size=size,
+        steps_per_epoch=steps,
+        epochs=1,
+        read_labels=(
+            functools.partial(read_labels, train)
+            if train.info.task == "classification"
+            else None
+        ),
     )
+
+
+def _with_regions(train: Source, plan: DataPlan) -> Source:
+    from jaxkd.data import regions
+
+    return regions.with_regions(train, regions.read_regions(plan.regions))
 
 
 def _check_task(network: Network, task: str) -> None:
@@ -243,55 +245,3 @@ def _check_task(network: Network, task: str) -> None:
             f"config.networks.{network.name}.name: a {kind} network, "
             f"but the data are for {task}"
         )
-
-
-def _stage(
-    name: str,
-    plan: StagePlan,
-    *,
-    student: Network,
-    teachers: tuple[Network, ...],
-    steps_per_epoch: int,
-    phase: int,
-) -> Stage:
-    path = f"config.stages.{name}"
-    parts, weights = {}, {}
-    for part, part_options in plan.method.items():
-        with at(f"{path}.method.{part}"):
-            options = dict(part_options)
-            weight = options.pop("weight", 1.0)
-            weights[part] = optimizers.loss_weight(
-                weight, steps_per_epoch=steps_per_epoch
-            )
-            parts[part] = distill.create(options.pop("name", part), **options)
-            needed = parts[part].num_teachers
-            if len(teachers) < needed:
-                raise ValueError(
-                    f"needs {needed} teacher{'s' * (needed > 1)}, but "
-                    f"{path}.teachers names {len(teachers)}"
-                )
-    method = compose(parts, weights)
-    if len(teachers) > method.num_teachers:
-        raise ConfigError(
-            f"{path}.teachers: {[t.name for t in teachers]} given, but the method "
-            f"reads {method.num_teachers}"
-        )
-    with at(f"{path}.optimizer"):
-        schedule = optimizers.learning_rate(
-            plan.optimizer, epochs=plan.epochs, steps_per_epoch=steps_per_epoch
-        )
-        tx = optimizers.optimizer(plan.optimizer, schedule)
-    specs = tuple(t.spec for t in teachers)
-    with at(f"{path}.method"):
-        jax.eval_shape(lambda k: method.init(k, student.spec, specs), jax.random.key(0))
-    return Stage(
-        name=name,
-        plan=plan,
-        student=student,
-        teachers=teachers,
-        method=method,
-        tx=tx,
-        schedule=schedule,
-        steps_per_epoch=steps_per_epoch,
-        phase=phase,
-    )

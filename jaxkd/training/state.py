@@ -34,7 +34,3 @@ class TrainState:
     def variables(self) -> dict[str, Any]:
         """The network's variables as they are trained."""
         return {"params": self.params["network"], **self.collections}
-
-    def final_variables(self) -> dict[str, Any]:
-        """The variables to hand on: the running average if there is one."""
-        return self.variables() if self.average is None else self.average

@@ -16,11 +16,20 @@ import jax.numpy as jnp
 import optax
 
 from jaxkd.data.augment import Augmentation
-from jaxkd.distill.method import Method, weight_at
+from jaxkd.distill.method import (
+    DataSpec,
+    Inputs,
+    Method,
+    Progress,
+    Specs,
+    weight_at,
+)
 from jaxkd.layers import Outputs
 from jaxkd.training.network import ApplyFn, Network, Variables
 from jaxkd.training.optimizers import Schedule
+from jaxkd.training.paths import path_name
 from jaxkd.training.state import TrainState
+from jaxkd.training.wrappers import readout_variables
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, Any]
@@ -29,7 +38,7 @@ StepFn = Callable[
 ]
 
 # Streams of random numbers drawn from one step's key.
-_METHOD, _NETWORK = range(2)
+_METHOD, _NETWORK, _PREPARE, _TEACHER = range(4)
 
 
 def init_state(
@@ -39,6 +48,7 @@ def init_state(
     method: Method,
     teachers: Sequence[Network],
     tx: optax.GradientTransformation,
+    data: DataSpec,
     ema: float | None = None,
     variables: Variables | None = None,
 ) -> TrainState:
@@ -50,6 +60,7 @@ def init_state(
       method: how it learns.
       teachers: from whom.
       tx: the optimiser.
+      data: what the method is told of the data.
       ema: whether to keep a running average (its decay is the step's matter).
       variables: the student's variables if an earlier stage trained it.
     """
@@ -60,8 +71,10 @@ def init_state(
         if variables is None
         else jax.tree.map(jnp.copy, variables)
     )
-    specs = tuple(t.spec for t in teachers)
-    method_params, memory = method.init(method_key, student.spec, specs)
+    specs = Specs(
+        student=student.spec, teachers=tuple(t.spec for t in teachers), data=data
+    )
+    method_params, memory = method.init(method_key, specs)
     params = {"network": initial["params"], "method": method_params}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -71,8 +84,20 @@ def init_state(
         opt_state=tx.init(params),
         memory=memory,
         # A copy: the average must not share buffers with params that are donated.
-        average=None if ema is None else jax.tree.map(jnp.copy, initial),
+        average=None
+        if ema is None
+        else jax.tree.map(
+            jnp.copy, {**initial, **readout_variables(method, method_params, memory)}
+        ),
     )
+
+
+def final_variables(state: TrainState, method: Method) -> Variables:
+    """The variables that a stage hands on: the running average if there is one."""
+    if state.average is not None:
+        return state.average
+    readout = readout_variables(method, state.params["method"], state.memory)
+    return {**state.variables(), **readout}
 
 
 def make_train_step(
@@ -85,8 +110,10 @@ def make_train_step(
     augmentation: Augmentation,
     num_classes: int,
     steps_per_epoch: int,
+    epochs: int,
     accumulate: int = 1,
     ema: float | None = None,
+    frozen: Callable[[str], bool] | None = None,
 ) -> StepFn:
     """Makes `step(state, batch, teacher_variables) -> (state, metrics)`.
 
@@ -100,14 +127,24 @@ def make_train_step(
       augmentation: applied to the batch first.
       num_classes: for soft targets of mixed images.
       steps_per_epoch: to tell the epoch from the step.
+      epochs: of the stage.
       accumulate: micro-batches per step. Gradients are averaged; batch-norm and
         batch-coupled losses see one micro-batch at a time.
       ema: decay of the running average of the variables.
+      frozen: tells by its path which of the network's parameters get no gradient.
 
     Returns:
       The pure step. Its metrics are `loss`, `terms` (unweighted means, float32),
       `learning_rate`, `grad_norm` and `update_norm`.
     """
+
+    def stop_frozen(params: Any) -> Any:
+        if frozen is None:
+            return params
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: jax.lax.stop_gradient(x) if frozen(path_name(path)) else x,
+            params,
+        )
 
     def loss_fn(
         params: dict[str, Any],
@@ -118,21 +155,22 @@ def make_train_step(
         key: jax.Array,
         step: jax.Array,
     ) -> tuple[jax.Array, Any]:
-        outputs, collections = student(
-            {"params": params["network"], **collections},
-            batch["image"],
+        outputs, collections = _all_views(
+            student,
+            {"params": stop_frozen(params["network"]), **collections},
+            batch,
+            method.views,
             train=True,
             key=jax.random.fold_in(key, _NETWORK),
         )
-        terms, memory = method.terms(
-            params["method"],
-            memory,
-            outputs,
-            teacher_outputs,
-            batch,
-            jax.random.fold_in(key, _METHOD),
-            step,
+        inputs = Inputs(
+            student=outputs,
+            teachers=teacher_outputs,
+            batch=batch,
+            key=jax.random.fold_in(key, _METHOD),
+            progress=Progress(step=step, epoch=step // steps_per_epoch, epochs=epochs),
         )
+        terms, memory = method.terms(params["method"], memory, inputs)
         means = {k: jnp.mean(v.astype(jnp.float32)) for k, v in terms.items()}
         loss = sum(
             (weight_at(method.weights[k], step) * v for k, v in means.items()),
@@ -148,12 +186,17 @@ def make_train_step(
         teacher_variables: tuple[Variables, ...],
         key: jax.Array,
     ) -> Any:
+        training = method.teacher_mode == "train"
+        teacher_key = jax.random.fold_in(key, _TEACHER) if training else None
         teacher_outputs = tuple(
             jax.lax.stop_gradient(
-                apply(variables, batch["image"], train=False, key=None)[0]
+                _all_views(
+                    apply, variables, batch, method.views, train=training,
+                    key=teacher_key,
+                )[0]
             )
             for apply, variables in zip(teachers, teacher_variables, strict=True)
-        )
+        )  # fmt: skip
         return jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, collections, memory, batch, teacher_outputs, key, state.step
         )
@@ -207,6 +250,8 @@ def make_train_step(
             epoch=state.step // steps_per_epoch,
             num_classes=num_classes,
         )
+        if method.prepare is not None:
+            batch = method.prepare(batch, jax.random.fold_in(key, _PREPARE))
         if accumulate == 1:
             value_and_grads = micro_step(
                 state, state.collections, state.memory, batch, teacher_variables, key
@@ -219,7 +264,11 @@ def make_train_step(
         params: Any = optax.apply_updates(state.params, updates)
         average = state.average
         if ema is not None:
-            variables = {"params": params["network"], **collections}
+            variables = {
+                "params": params["network"],
+                **collections,
+                **readout_variables(method, params["method"], memory),
+            }
             average = _blend(state.average, variables, ema)
         metrics = {
             "loss": loss,
@@ -242,9 +291,37 @@ def make_train_step(
     return step
 
 
+def _all_views(
+    apply: ApplyFn,
+    variables: Variables,
+    batch: Mapping[str, jax.Array],
+    views: Sequence[str],
+    *,
+    train: bool,
+    key: jax.Array | None,
+) -> tuple[Outputs, Variables]:
+    """Runs a network on the batch and on its further views, one after the other."""
+    outputs, collections = apply(variables, batch["image"], train=train, key=key)
+    others = {}
+    for i, view in enumerate(views, start=1):
+        others[view], collections = apply(
+            {"params": variables["params"], **collections},
+            batch[f"image_{view}"],
+            train=train,
+            key=None if key is None else jax.random.fold_in(key, i),
+        )
+    return outputs.replace(views=others) if others else outputs, collections
+
+
 def _blend(average: Any, variables: Any, decay: float) -> Any:
-    """The running average after one more step."""
-    return jax.tree.map(lambda a, v: decay * a + (1.0 - decay) * v, average, variables)
+    """The running average after one more step; what is no float is taken as it is."""
+
+    def blend(a: jax.Array, v: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(v.dtype, jnp.floating):
+            return v
+        return decay * a + (1.0 - decay) * v
+
+    return jax.tree.map(blend, average, variables)
 
 
 def make_eval_step(

@@ -31,28 +31,49 @@ class Run:
     """A method with the networks and the batch it is tried on."""
 
     student: Outputs
-    teacher: Outputs
+    teachers: tuple[Outputs, ...]
     batch: dict[str, jax.Array]
+    data: distill.DataSpec = distill.DataSpec(
+        records=BATCH, num_classes=5, batch_size=BATCH, steps_per_epoch=1, epochs=10
+    )
+
+    @property
+    def teacher(self) -> Outputs:
+        return self.teachers[0]
+
+    @property
+    def specs(self) -> distill.Specs:
+        return distill.Specs(
+            student=NetworkSpec.from_outputs("student", self.student),
+            teachers=tuple(
+                NetworkSpec.from_outputs("teacher", teacher)
+                for teacher in self.teachers
+            ),
+            data=self.data,
+        )
 
     def init(self, method: distill.Method):
-        return method.init(
-            jax.random.key(1),
-            NetworkSpec.from_outputs("student", self.student),
-            (NetworkSpec.from_outputs("teacher", self.teacher),),
+        return method.init(jax.random.key(1), self.specs)
+
+    def inputs(self, *, seed=2, student=None, step=0) -> distill.Inputs:
+        return distill.Inputs(
+            student=student or self.student,
+            teachers=self.teachers,
+            batch=self.batch,
+            key=jax.random.key(seed),
+            progress=distill.Progress(
+                step=jnp.asarray(step, jnp.int32),
+                epoch=jnp.asarray(step // self.data.steps_per_epoch, jnp.int32),
+                epochs=self.data.epochs,
+            ),
         )
 
-    def terms(self, method: distill.Method, *, state=None, seed=2, student=None):
+    def terms(self, method: distill.Method, *, state=None, **inputs):
+        return self.step(method, state=state, **inputs)[0]
+
+    def step(self, method: distill.Method, *, state=None, **inputs):
         params, memory = state or self.init(method)
-        values, _ = method.terms(
-            params,
-            memory,
-            student or self.student,
-            (self.teacher,),
-            self.batch,
-            jax.random.key(seed),
-            jnp.zeros((), jnp.int32),
-        )
-        return values
+        return method.terms(params, memory, self.inputs(**inputs))
 
 
 def _random(rng: np.random.Generator, *shape: int) -> jax.Array:
@@ -75,7 +96,7 @@ def segmentation() -> Run:
     logits = _random(rng, SIZE, SIZE, 2)
     teacher = Outputs(logits=logits, taps={**taps, "out": logits})
     label = jnp.asarray(rng.integers(0, 2, (BATCH, SIZE, SIZE)), jnp.int32)
-    return Run(student=student, teacher=teacher, batch={"label": label})
+    return Run(student=student, teachers=(teacher,), batch={"label": label})
 
 
 @pytest.fixture
@@ -85,6 +106,6 @@ def classification() -> Run:
     student, teacher = _random(rng, 5), _random(rng, 5)
     return Run(
         student=Outputs(logits=student, taps={}),
-        teacher=Outputs(logits=teacher, taps={}),
+        teachers=(Outputs(logits=teacher, taps={}),),
         batch={"label": jnp.array([3, 0], jnp.int32)},
     )

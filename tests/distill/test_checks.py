@@ -7,10 +7,6 @@ CLASSIFIER = NetworkSpec(name="small", logits=(10,), taps={"pooled": (64,)})
 SEGMENTER = NetworkSpec(name="unet", logits=(8, 8, 2), taps={"e1": (8, 8, 4)})
 
 
-def test_the_first_teacher_is_read():
-    assert checks.first_teacher("kd", (CLASSIFIER, SEGMENTER)) is CLASSIFIER
-
-
 def test_equal_logits_pass():
     checks.check_same_logits(SEGMENTER, SEGMENTER)
 

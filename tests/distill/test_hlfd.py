@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxkd import distill, losses
-from jaxkd.layers import NetworkSpec, Outputs
+from jaxkd.layers import Outputs
 
 
 def fixed(**options):
@@ -146,9 +148,9 @@ def test_eight_devices_equal_one(segmentation):
     @jax.jit
     def value_and_gradient(student, teacher, key):
         def total(student):
-            terms, _ = method.terms(
-                {}, {}, student, (teacher,), {}, key, jnp.zeros((), jnp.int32)
-            )
+            inputs = segmentation.inputs(student=student)
+            inputs = inputs.replace(teachers=(teacher,), key=key)
+            terms, _ = method.terms({}, {}, inputs)
             return terms["flfd"].mean() + terms["plfd"].mean()
 
         return jax.value_and_grad(total)(student)
@@ -167,18 +169,16 @@ def test_eight_devices_equal_one(segmentation):
 def test_state_has_abstract_shapes(segmentation):
     """`init` runs under eval_shape before any array exists."""
     method = distill.create("hlfd", projection="learned")
-    specs = (
-        NetworkSpec.from_outputs("student", segmentation.student),
-        (NetworkSpec.from_outputs("teacher", segmentation.teacher),),
+    params, _ = jax.eval_shape(
+        lambda key: method.init(key, segmentation.specs), jax.random.key(0)
     )
-    params, _ = jax.eval_shape(lambda key: method.init(key, *specs), jax.random.key(0))
     assert params["d5"]["kernel"].shape == (9, 5)
 
 
 def test_a_student_without_decoder_taps_is_an_error(segmentation):
     taps = {k: v for k, v in segmentation.student.taps.items() if k != "d3"}
     student = Outputs(logits=segmentation.student.logits, taps=taps)
-    run = type(segmentation)(student, segmentation.teacher, segmentation.batch)
+    run = dataclasses.replace(segmentation, student=student)
     with pytest.raises(KeyError, match="network 'student' has no tap 'd3'"):
         run.init(fixed())
 

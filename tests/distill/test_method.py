@@ -5,20 +5,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.distill import Method, compose, no_state
+from jaxkd.distill import (
+    DataSpec,
+    Inputs,
+    Method,
+    Progress,
+    Specs,
+    compose,
+    no_state,
+)
 from jaxkd.distill.method import multiply, weight_at
 from jaxkd.layers import NetworkSpec, Outputs
 
 SPEC = NetworkSpec(name="n", logits=(3,), taps={})
-OUTPUTS = Outputs(logits=jnp.zeros((2, 3)), taps={})
+DATA = DataSpec(records=2, num_classes=3, batch_size=2, steps_per_epoch=1, epochs=1)
+SPECS = Specs(student=SPEC, teachers=(), data=DATA)
+INPUTS = Inputs(
+    student=Outputs(logits=jnp.zeros((2, 3)), taps={}),
+    teachers=(),
+    batch={},
+    key=jax.random.key(1),
+    progress=Progress(step=jnp.asarray(0), epoch=jnp.asarray(0), epochs=1),
+)
 
 
 def _method(terms, *, weights=None, teachers=0):
-    def init(key, student, teacher_specs):
+    def init(key, specs):
         return {"w": jax.random.normal(key, (2,))}, {"count": jnp.zeros(())}
 
-    def run(params, memory, student, teachers, batch, key, step):
-        noise = jax.random.uniform(key, (2,))
+    def run(params, memory, inputs):
+        noise = jax.random.uniform(inputs.key, (2,))
         values = {k: noise + i for i, k in enumerate(terms)}
         return values, {"count": memory["count"] + 1}
 
@@ -27,10 +43,8 @@ def _method(terms, *, weights=None, teachers=0):
 
 
 def _run(method):
-    params, memory = method.init(jax.random.key(0), SPEC, ())
-    return params, *method.terms(
-        params, memory, OUTPUTS, (), {}, jax.random.key(1), jnp.asarray(0)
-    )
+    params, memory = method.init(jax.random.key(0), SPECS)
+    return params, *method.terms(params, memory, INPUTS)
 
 
 def test_a_part_with_one_term_of_its_name_keeps_it_and_others_are_prefixed():
@@ -86,4 +100,4 @@ def test_numbers_multiply_to_a_number_and_schedules_to_a_schedule():
 
 
 def test_no_state_is_empty():
-    assert no_state(jax.random.key(0), SPEC, ()) == ({}, {})
+    assert no_state(jax.random.key(0), SPECS) == ({}, {})

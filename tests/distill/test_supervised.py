@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ from jaxkd import distill, losses
 
 
 def with_batch(run, **batch):
-    return type(run)(run.student, run.teacher, {**run.batch, **batch})
+    return dataclasses.replace(run, batch={**run.batch, **batch})
 
 
 @pytest.mark.parametrize(

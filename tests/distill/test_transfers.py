@@ -1,14 +1,13 @@
 import dataclasses
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxkd import losses
 from jaxkd.distill.transfers import Settings, Transfer, transfer_method
-from jaxkd.layers import NetworkSpec, Outputs
+from jaxkd.layers import Outputs
 
 
 def one_transfer(kind, student, teacher, *, part="prediction", **settings):
@@ -122,16 +121,15 @@ def test_missing_taps_are_named(segmentation):
 def test_a_prediction_of_one_channel_is_an_error(segmentation):
     taps = {**segmentation.teacher.taps, "out": segmentation.teacher.logits[..., :1]}
     teacher = Outputs(logits=segmentation.teacher.logits, taps=taps)
-    run = dataclasses.replace(segmentation, teacher=teacher)
+    run = dataclasses.replace(segmentation, teachers=(teacher,))
     with pytest.raises(ValueError, match="'d4' compares maps of 1 channel"):
         run.init(one_transfer("individual", ("d4",), ("out",)))
 
 
 def test_a_missing_teacher_is_an_error(segmentation):
-    spec = NetworkSpec.from_outputs("student", segmentation.student)
-    method = one_transfer("individual", ("d4",), ("out",))
-    with pytest.raises(ValueError, match="method 'test' needs a teacher"):
-        method.init(jax.random.key(0), spec, ())
+    alone = dataclasses.replace(segmentation, teachers=())
+    with pytest.raises(ValueError, match="the method needs a teacher"):
+        alone.init(one_transfer("individual", ("d4",), ("out",)))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -162,6 +163,8 @@ class Vectors:
         teachers: tuple[Outputs, ...] = (),
         batch: Mapping[str, jax.Array] | None = None,
         state: Callable = lambda params, memory: (params, memory),
+        data: Mapping[str, Any] | None = None,
+        epoch: int = 0,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Runs a method as the train step does.
 
@@ -171,18 +174,32 @@ class Vectors:
           teachers: theirs.
           batch: labels.
           state: replaces the method's initial params and memory.
+          data: fields of the `DataSpec`.
+          epoch: of the step.
 
         Returns:
           The weighted sum of the reduced terms, and each term.
         """
         key = jax.random.key(0)
-        specs = tuple(NetworkSpec.from_outputs("teacher", t) for t in teachers)
-        init = method.init(key, NetworkSpec.from_outputs("student", student), specs)
-        params, memory = state(*init)
-        step = jnp.zeros((), jnp.int32)
-        terms, _ = method.terms(
-            params, memory, student, teachers, batch or {}, key, step
+        fields = {"records": 8, "num_classes": student.logits.shape[-1], "epochs": 1}
+        fields |= {"batch_size": 8, "steps_per_epoch": 1, **(data or {})}
+        specs = distill.Specs(
+            student=NetworkSpec.from_outputs("student", student),
+            teachers=tuple(NetworkSpec.from_outputs("teacher", t) for t in teachers),
+            data=distill.DataSpec(**fields),
         )
+        params, memory = state(*method.init(key, specs))
+        step = jnp.asarray(epoch * fields["steps_per_epoch"], jnp.int32)
+        inputs = distill.Inputs(
+            student=student,
+            teachers=teachers,
+            batch=batch or {},
+            key=key,
+            progress=distill.Progress(
+                step=step, epoch=jnp.asarray(epoch), epochs=fields["epochs"]
+            ),
+        )
+        terms, _ = method.terms(params, memory, inputs)
         means = {name: jnp.mean(value) for name, value in terms.items()}
         total = sum(
             distill.weight_at(method.weights[name], step) * mean

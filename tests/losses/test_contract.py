@@ -1,8 +1,10 @@
-"""What every loss promises. A new loss is one line in LOSSES."""
+"""What every loss promises. A new loss is one row in a file of contracts/."""
 
 import dataclasses
 import functools
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,36 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxkd import losses
-
 BATCH = 8
-
-
-def normal(*shape):
-    return lambda rng: rng.standard_normal((BATCH, *shape)).astype(np.float32)
-
-
-def classes(count, *shape):
-    return lambda rng: rng.integers(0, count, (BATCH, *shape)).astype(np.int32)
-
-
-# Example inputs by name. What begins with "teacher" must get no gradient.
-INPUTS = {
-    "logits": normal(5),
-    "labels": classes(5),
-    "teacher": normal(5),
-    "pixels": normal(2, 3, 4),
-    "pixel_labels": classes(4, 2, 3),
-    "teacher_pixels": normal(2, 3, 4),
-    "sigmoids": normal(2, 3),
-    "targets": classes(2, 2, 3),
-    "map": normal(3, 4, 3),
-    "small_map": normal(2, 3, 4),
-    "teacher_map": normal(3, 4, 3),
-    "teacher_small": normal(2, 3, 4),
-    "teacher_wide": normal(3, 2, 2),
-    "mask": classes(2, 4, 6),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,80 +40,24 @@ class Loss:
 
     def arrays(self):
         rng = np.random.default_rng(0)
-        return [jnp.asarray(INPUTS[name](rng)) for name in self.inputs.split()]
+        return [jnp.asarray(INPUTS[name](rng, BATCH)) for name in self.inputs.split()]
 
 
-def kernel(channels, width):
-    rng = np.random.default_rng(1)
-    return jnp.asarray(rng.standard_normal((channels, width)), jnp.float32)
+def _load_contracts():
+    """The rows and inputs of every file in contracts/."""
+    rows, inputs = [], {}
+    for path in sorted((Path(__file__).parent / "contracts").glob("*.py")):
+        contract = runpy.run_path(str(path))
+        rows += [Loss(*row) for row in contract["LOSSES"]]
+        clash = inputs.keys() & contract["INPUTS"].keys()
+        assert not clash, f"{path.name} defines {clash} again"
+        inputs |= contract["INPUTS"]
+    names = [loss.name for loss in rows]
+    assert len(set(names)) == len(names), "two losses have one name"
+    return rows, inputs
 
 
-def smoothed(logits, labels, **options):
-    return losses.cross_entropy(logits, labels, label_smoothing=0.1, **options)
-
-
-def imd_unified(student, *teachers):
-    return losses.unified_importance_map_distillation(student, teachers)
-
-
-def imd_concatenated(first, second, teacher):
-    return losses.concatenated_importance_map_distillation([first, second], teacher)
-
-
-def pmd_projected(student, teacher):
-    return losses.prediction_map_distillation(student, teacher, kernel(3, 4))
-
-
-def pmd_unified(student, *teachers):
-    return losses.unified_prediction_map_distillation(
-        student, teachers, kernel(6, 3), kernel(1, 3)[0]
-    )
-
-
-def pmd_concatenated(first, second, teacher):
-    return losses.concatenated_prediction_map_distillation(
-        [first, second], teacher, kernel(7, 2)
-    )
-
-
-LOSSES = [
-    Loss("cross_entropy", losses.cross_entropy, "logits labels", "where shift"),
-    Loss(
-        "cross_entropy_pixels",
-        losses.cross_entropy,
-        "pixels pixel_labels",
-        "pixels where shift",
-    ),
-    Loss("cross_entropy_smoothed", smoothed, "logits labels", "where shift"),
-    Loss("focal", losses.focal, "logits labels", "where shift detached"),
-    Loss(
-        "focal_pixels",
-        losses.focal,
-        "pixels pixel_labels",
-        "pixels where shift detached",
-    ),
-    Loss("dice", losses.dice, "pixels pixel_labels", "shift"),
-    Loss("batch_dice", losses.batch_dice, "pixels pixel_labels", "coupled shift"),
-    Loss("binary_bce", losses.binary_bce, "sigmoids targets"),
-    Loss("binary_dice", losses.binary_dice, "sigmoids targets", "coupled"),
-    Loss("bce_dice", losses.bce_dice, "sigmoids targets", "coupled"),
-    Loss("kd", losses.kd, "logits teacher", "identity where shift"),
-    Loss(
-        "kd_pixels", losses.kd, "pixels teacher_pixels", "identity pixels where shift"
-    ),
-    Loss("kd_cross_entropy", losses.kd_cross_entropy, "logits teacher", "where shift"),
-    Loss("imd", losses.importance_map_distillation, "map teacher_map", "identity"),
-    Loss("imd_resized", losses.importance_map_distillation, "map teacher_small"),
-    Loss("imd_unified", imd_unified, "map teacher_small teacher_wide"),
-    Loss("imd_concatenated", imd_concatenated, "map small_map teacher_wide"),
-    Loss(
-        "pmd", losses.prediction_map_distillation, "map teacher_map", "identity shift"
-    ),
-    Loss("pmd_projected", pmd_projected, "map teacher_small"),
-    Loss("pmd_unified", pmd_unified, "map teacher_small teacher_wide", "shift"),
-    Loss("pmd_concatenated", pmd_concatenated, "map small_map teacher_wide"),
-    Loss("region_affinity", losses.region_affinity, "map teacher_map mask", "identity"),
-]
+LOSSES, INPUTS = _load_contracts()
 
 
 def every_loss(trait="", *, without=""):

@@ -11,9 +11,11 @@ import optax
 import pytest
 
 from jaxkd.data import Augmentation
-from jaxkd.distill import weighted
+from jaxkd.distill import DataSpec, weighted
 from jaxkd.layers import Outputs
 from jaxkd.training import from_linen, init_state, make_train_step
+
+DATA = DataSpec(records=64, num_classes=3, batch_size=16, steps_per_epoch=4, epochs=5)
 
 
 class Small(nn.Module):
@@ -55,6 +57,7 @@ class Kit:
             method=self.method,
             teachers=self.teachers,
             tx=self.tx,
+            data=DATA,
             ema=self.ema,
         )
 
@@ -91,7 +94,8 @@ def make_kit():
             schedule=lambda s: jnp.asarray(learning_rate, jnp.float32),
             augmentation=augmentation or Augmentation(),
             num_classes=3,
-            steps_per_epoch=4,
+            steps_per_epoch=DATA.steps_per_epoch,
+            epochs=DATA.epochs,
             accumulate=accumulate,
             ema=ema,
         )

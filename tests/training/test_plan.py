@@ -36,7 +36,7 @@ def test_a_config_becomes_a_plan_in_the_order_of_its_stages():
     assert plan.stages["student"].teachers == ("teacher",)
     assert plan.stages["student"].method["kd"] == {"temperature": 4.0}
     assert plan.networks["student"].name == "resnet8"
-    assert plan.learner("student") == "student"
+    assert plan.learners("student") == ("student",)
 
 
 def test_options_of_networks_and_sources_are_collected():
@@ -132,7 +132,7 @@ def test_a_stage_whose_name_is_no_network_needs_a_learner():
     ):
         Plan.from_config(config)
     config["stages"]["extra"]["learner"] = "student"
-    assert Plan.from_config(config).learner("extra") == "student"
+    assert Plan.from_config(config).learners("extra") == ("student",)
 
 
 def test_only_the_stages_of_the_run_and_their_networks_remain():

@@ -10,6 +10,7 @@ import pytest
 from jaxkd.data import Augmentation
 from jaxkd.distill import weighted
 from jaxkd.training import make_eval_step, sharding
+from jaxkd.training.step import final_variables
 
 
 def _close(a, b, rtol=2e-5, atol=2e-6):
@@ -117,9 +118,9 @@ def test_the_running_average_follows_params_and_statistics(make_kit, batch):
         new_state.average,
         jax.tree.map(lambda a, v: 0.75 * a + 0.25 * v, before, new_state.variables()),
     )
-    assert new_state.final_variables() is new_state.average
+    assert final_variables(new_state, kit.method) is new_state.average
     plain = make_kit().state()
-    _close(plain.final_variables(), plain.variables())
+    _close(final_variables(plain, kit.method), plain.variables())
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4)])

@@ -1,0 +1,122 @@
+"""From the plan of a network to a `Network`, and what it costs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxkd import models
+from jaxkd.analysis.costs import Costs, count_costs
+from jaxkd.registry import call_reference, is_reference
+from jaxkd.training import wrappers
+from jaxkd.training.network import Network, Variables, from_linen, from_nnx, spec_of
+from jaxkd.training.plan import InputPlan, NetworkPlan
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def make_network(
+    name: str,
+    plan: NetworkPlan,
+    *,
+    input_shape: Sequence[int],
+    num_classes: int,
+    precision: str = "float32",
+    normalisation: wrappers.Normalisation | None = None,
+) -> Network:
+    """Makes a network from its plan.
+
+    Args:
+      name: its name in the run.
+      plan: its plan.
+      input_shape: `(height, width, channels)` of the images that the run trains on.
+      num_classes: of the data.
+      precision: of the computation.
+      normalisation: `(mean, std)` of those images, None if they are not normalised.
+
+    Raises:
+      KeyError: no such network.
+      ValueError, TypeError: options that do not fit.
+    """
+    own_shape = tuple(input_shape)
+    if plan.input is not None and plan.input.image_size is not None:
+        own_shape = (*plan.input.image_size, own_shape[-1])
+    made = _make(plan, num_classes, precision)
+    if isinstance(made, nn.Module):
+        network = from_linen(name, made, own_shape)
+    elif isinstance(made, Network):
+        network = dataclasses.replace(
+            made, name=name, spec=spec_of(name, made.init, made.apply, own_shape)
+        )
+    elif callable(made):
+        network = from_nnx(name, made, own_shape)
+    else:
+        raise TypeError(
+            f"{plan.name!r} must return a Linen module, a jaxkd Network or a function "
+            f"of nnx.Rngs that makes an NNX module; got {type(made).__name__}"
+        )
+    return _with_input(network, plan.input, normalisation)
+
+
+def _make(plan: NetworkPlan, num_classes: int, precision: str) -> Any:
+    options = dict(plan.options)
+    wanted = options.pop("num_classes", num_classes)
+    if wanted != num_classes:
+        raise ValueError(
+            f"num_classes is {wanted} but the data have {num_classes} classes; "
+            "leave num_classes out"
+        )
+    if "dtype" in options:
+        raise ValueError("dtype is config.precision's matter; leave it out here")
+    if is_reference(plan.name):
+        # A user's network need not know of precision.
+        if precision != "float32":
+            options["dtype"] = _DTYPES[precision]
+        return call_reference(plan.name, num_classes=num_classes, **options)
+    return models.create(
+        plan.name, num_classes=num_classes, dtype=_DTYPES[precision], **options
+    )
+
+
+def _with_input(
+    network: Network, plan: InputPlan | None, given: wrappers.Normalisation | None
+) -> Network:
+    if plan is None:
+        return network
+
+    def change(images: jax.Array) -> jax.Array:
+        if plan.image_size is not None:
+            images = wrappers.resized(images, plan.image_size)
+        if plan.mean is not None and plan.std is not None:
+            wanted = (plan.mean, plan.std)
+            images = wrappers.renormalise(images, given=given, wanted=wanted)
+        return images
+
+    return wrappers.with_images(network, change)
+
+
+def network_costs(
+    network: Network, variables: Variables, shape: Sequence[int]
+) -> Costs:
+    """Costs of a network for one image in evaluation, its readout included.
+
+    Args:
+      network: the network.
+      variables: its variables, concrete or abstract.
+      shape: `(height, width, channels)` of the image.
+    """
+    trained = [variables["params"]]
+    if wrappers.READOUT in variables:
+        trained.append(variables[wrappers.READOUT]["params"])
+
+    def logits(variables: Variables, images: jax.Array) -> jax.Array:
+        return network.apply(variables, images, train=False, key=None)[0].logits
+
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    macs = count_costs(logits, variables, images).macs
+    return Costs(macs=macs, params=sum(x.size for x in jax.tree.leaves(trained)))

@@ -1,0 +1,264 @@
+"""A stage, ready to run: who learns, from whom, by which method.
+
+Everything that can be wrong with it is found here by abstract evaluation; no array is
+made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+
+from jaxkd import distill
+from jaxkd.distill.custom import from_loss
+from jaxkd.distill.method import DataSpec, Method, Specs, Weight, compose
+from jaxkd.training import optimizers, wrappers
+from jaxkd.training.network import Network, Variables
+from jaxkd.training.paths import matching, path_name
+from jaxkd.training.plan import StagePlan
+from jaxkd.training.schema import ConfigError, at
+from jaxkd.training.state import TrainState
+from jaxkd.training.step import final_variables, init_state
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage, ready to run.
+
+    Attributes:
+      name: its name in the config.
+      plan: its plan.
+      learners: names of the networks that learn; usually one.
+      student: the network that learns, or all of them joined (`wrappers.join`).
+      members: each of them as it predicts after the stage.
+      teachers: the networks it learns from.
+      method: the losses.
+      tx: the optimiser.
+      schedule: its learning rate.
+      data: what the method is told of the data.
+      phase: how many earlier stages trained the same network.
+      frozen: tells by its path which parameters the stage does not change.
+    """
+
+    name: str
+    plan: StagePlan
+    learners: tuple[str, ...]
+    student: Network
+    members: Mapping[str, Network]
+    teachers: tuple[Network, ...]
+    method: Method
+    tx: optax.GradientTransformation
+    schedule: optimizers.Schedule
+    data: DataSpec
+    phase: int
+    frozen: Callable[[str], bool] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches per epoch."""
+        return self.data.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole stage."""
+        return self.plan.epochs * self.steps_per_epoch
+
+    def weights(self) -> dict[str, float | str]:
+        """The weight of each term, `"schedule"` where it changes."""
+        return {
+            k: "schedule" if callable(w) else w for k, w in self.method.weights.items()
+        }
+
+    def init_state(
+        self, key: jax.Array, variables: Mapping[str, Any] | None = None
+    ) -> TrainState:
+        """The state before the stage's first step (see `step.init_state`)."""
+        return init_state(
+            jax.random.fold_in(key, self.phase),
+            student=self.student,
+            method=self.method,
+            teachers=self.teachers,
+            tx=self.tx,
+            data=self.data,
+            ema=self.plan.ema,
+            variables=None if variables is None else dict(variables),
+        )
+
+    def final_variables(self, state: TrainState) -> dict[str, Variables]:
+        """The variables that the stage hands on, by network."""
+        variables = final_variables(state, self.method)
+        if len(self.learners) == 1:
+            return {self.learners[0]: variables}
+        return {name: wrappers.member(variables, name) for name in self.learners}
+
+
+def make_stage(
+    name: str,
+    plan: StagePlan,
+    *,
+    learners: Mapping[str, Network],
+    teachers: tuple[Network, ...],
+    source: Network | None,
+    data: DataSpec,
+    views: Sequence[str],
+    input_shape: Sequence[int],
+    phase: int = 0,
+) -> Stage:
+    """Makes a stage from its plan and checks that its parts fit.
+
+    Args:
+      name: the stage's name.
+      plan: its plan.
+      learners: the networks that learn.
+      teachers: the networks they learn from.
+      source: the network that the learner starts from, if any.
+      data: the training data; `epochs` is the plan's matter.
+      views: views of a batch that the augmentation makes.
+      input_shape: `(height, width, channels)` of the images.
+      phase: how many earlier stages trained the learners.
+
+    Raises:
+      ConfigError: one line that names the config key and what is wrong.
+    """
+    path = f"config.stages.{name}"
+    data = dataclasses.replace(data, epochs=plan.epochs)
+    student = (
+        next(iter(learners.values()))
+        if len(learners) == 1
+        else wrappers.join(list(learners.values()), input_shape)
+    )
+    method = _method(path, plan, len(learners), teachers, views, data)
+    frozen = _frozen(path, plan, student, source)
+    if frozen is not None and plan.frozen_batch_norm == "eval":
+        if student.freeze_norms is None:
+            raise ConfigError(
+                f"{path}.frozen_batch_norm: 'eval' needs a Linen network with the "
+                f"images of all others, which {student.name!r} is not"
+            )
+        student = dataclasses.replace(student, apply=student.freeze_norms(plan.freeze))
+    with at(f"{path}.optimizer"):
+        schedule = optimizers.learning_rate(
+            plan.optimizer, epochs=plan.epochs, steps_per_epoch=data.steps_per_epoch
+        )
+        tx = optimizers.optimizer(plan.optimizer, schedule)
+        tx = optimizers.partitioned(tx, method.optimizers, frozen)
+    specs = Specs(
+        student=student.spec, teachers=tuple(t.spec for t in teachers), data=data
+    )
+    with at(f"{path}.method"):
+        jax.eval_shape(lambda k: method.init(k, specs), jax.random.key(0))
+    return Stage(
+        name=name,
+        plan=plan,
+        learners=tuple(learners),
+        student=student,
+        members={n: wrappers.with_readout(m, method) for n, m in learners.items()},
+        teachers=teachers,
+        method=method,
+        tx=tx,
+        schedule=schedule,
+        data=data,
+        phase=phase,
+        frozen=frozen,
+    )
+
+
+def _method(
+    path: str,
+    plan: StagePlan,
+    num_students: int,
+    teachers: tuple[Network, ...],
+    views: Sequence[str],
+    data: DataSpec,
+) -> Method:
+    """The weighted sum of a stage's parts, checked against who is there."""
+    parts, weights = {}, {}
+    for part, part_options in plan.method.items():
+        with at(f"{path}.method.{part}"):
+            parts[part], weights[part] = _part(part, part_options, data)
+            needed = parts[part].num_teachers
+            needed = 1 if needed == "many" else needed
+            if len(teachers) < needed:
+                raise ValueError(
+                    f"needs {needed} teacher{'s' * (needed > 1)}, but "
+                    f"{path}.teachers names {len(teachers)}"
+                )
+            students = parts[part].num_students
+            if students > 1 and students != num_students:
+                raise ValueError(
+                    f"needs {students} students that learn together, but "
+                    f"{path}.learner names {num_students}"
+                )
+            missing = [v for v in parts[part].views if v not in views]
+            if missing and parts[part].prepare is None:
+                raise ValueError(
+                    f"needs the view {missing[0]!r} of every image; set "
+                    f"config.data.augment.{missing[0]}"
+                )
+    with at(f"{path}.method"):
+        method = compose(parts, weights)
+    if method.num_teachers != "many" and len(teachers) > method.num_teachers:
+        raise ConfigError(
+            f"{path}.teachers: {[t.name for t in teachers]} given, but the method "
+            f"reads {method.num_teachers}"
+        )
+    if num_students > method.num_students:
+        raise ConfigError(
+            f"{path}.learner: {num_students} networks given, but the method trains "
+            "one; take a method whose students learn together, such as 'dml'"
+        )
+    return method
+
+
+def _part(
+    part: str, part_options: Mapping[str, Any], data: DataSpec
+) -> tuple[Method, Weight]:
+    """One part of a stage's method, and its weight."""
+    options = dict(part_options)
+    weight = optimizers.loss_weight(
+        options.pop("weight", 1.0), steps_per_epoch=data.steps_per_epoch
+    )
+    for option, value in options.items():
+        if isinstance(value, Mapping) and "schedule" in value:
+            options[option] = optimizers.loss_weight(
+                value, steps_per_epoch=data.steps_per_epoch
+            )
+    if "loss" in options:
+        if "name" in options:
+            raise ValueError("name and loss exclude each other; give one of them")
+        return from_loss(part, **options), weight
+    return distill.create(options.pop("name", part), **options), weight
+
+
+def _frozen(
+    path: str, plan: StagePlan, student: Network, source: Network | None
+) -> Callable[[str], bool] | None:
+    """Tells frozen parameters; checks patterns and the network to start from."""
+    variables = jax.eval_shape(student.init, jax.random.key(0))
+    names = [path_name(p) for p, _ in jax.tree.leaves_with_path(variables["params"])]
+    for pattern in plan.freeze:
+        if not any(re.search(pattern, name) for name in names):
+            raise ConfigError(
+                f"{path}.freeze: {pattern!r} matches no parameter of "
+                f"{student.name!r}, e.g. {names[0]}"
+            )
+    if source is not None:
+        given = jax.eval_shape(source.init, jax.random.key(0))
+        if not any(matching(variables, given).values()):
+            raise ConfigError(
+                f"{path}.start_from: no array of {source.name!r} has the path and "
+                f"shape of one of {student.name!r}"
+            )
+    if not plan.freeze:
+        return None
+    patterns = [re.compile(pattern) for pattern in plan.freeze]
+
+    def frozen(name: str) -> bool:
+        return any(pattern.search(name) for pattern in patterns)
+
+    return frozen
