@@ -14,7 +14,7 @@ import inspect
 import pkgutil
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -147,9 +147,19 @@ def call_reference(name: str, **options: Any) -> Any:
 
 
 def check_options(
-    factory: Callable[..., Any], options: dict[str, Any], owner: str
+    factory: Callable[..., Any],
+    options: dict[str, Any],
+    owner: str,
+    *,
+    elsewhere: Collection[str] = (),
 ) -> None:
     """Checks keyword options against a function's signature and annotations.
+
+    Args:
+      factory: the function.
+      options: what it would be called with.
+      owner: what to call it in messages.
+      elsewhere: parameters that get their values from elsewhere and are no options.
 
     Raises:
       TypeError: unknown option, missing option, or a value of a wrong type.
@@ -159,6 +169,7 @@ def check_options(
         name: p
         for name, p in parameters.items()
         if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        and name not in elsewhere
     }
     for name in options:
         if name not in known:

@@ -56,11 +56,12 @@ def from_loss(
     reads = _reads(function, options)
     fixed = {k: v for k, v in options.items() if not callable(v)}
     scheduled = {k: v for k, v in options.items() if callable(v)}
-    check_options(function, {**fixed, **dict.fromkeys(reads)}, f"{loss!r}")
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", part)
+    check_options(function, fixed, f"{name!r}", elsewhere=[*reads, *scheduled])
     sides = {"student": student_tap, "teacher": teacher_tap}
     for side, tap in sides.items():
         if tap is not None and side not in reads:
-            raise TypeError(f"{loss!r} does not read the {side}; leave {side}_tap out")
+            raise TypeError(f"{name!r} does not read the {side}; leave {side}_tap out")
 
     def init(key: jax.Array, specs: Specs) -> tuple[Params, Memory]:
         if student_tap is not None:

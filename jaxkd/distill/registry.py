@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxkd.distill.method import Method, Weight, compose
@@ -36,6 +36,15 @@ def create(name: str, /, **options: Any) -> Method:
             f"{name!r} must return a jaxkd.distill.Method, got {type(method).__name__}"
         )
     return method
+
+
+def factory(name: str) -> Callable[..., Method]:
+    """The function that makes the method `name`; its docstring is the method's page.
+
+    Raises:
+      KeyError: no such method.
+    """
+    return _REGISTRY.get(name)
 
 
 def names() -> list[str]:

@@ -9,6 +9,7 @@ from jaxkd.layers.blocks import (
     biased_conv,
     conv,
 )
+from jaxkd.layers.bottleneck import BottleneckCodec
 from jaxkd.layers.initializers import bias_uniform, fan_in_uniform, kaiming_normal
 from jaxkd.layers.norm import BatchNorm
 from jaxkd.layers.outputs import NetworkSpec, Outputs
@@ -18,6 +19,7 @@ __all__ = [
     "BasicBlock",
     "BatchNorm",
     "Bottleneck",
+    "BottleneckCodec",
     "ConvNormRelu",
     "DoubleConv",
     "NetworkSpec",

@@ -8,7 +8,7 @@ does not at stride 2. Parameters are float32; `dtype` is that of the computation
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -120,24 +120,33 @@ class BasicBlock(nn.Module):
       features: output channels.
       stride: stride of the first convolution and of the shortcut.
       dtype: dtype of the computation.
+      skip: whether there is a shortcut; without, the block is `relu(F(x))`.
+      with_pre: whether to return `(output, pre)`, with `pre` the output before its
+        ReLU.
 
     Reference: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
     """
 
+    last_norm: ClassVar[str] = "norm2"
+
     features: int
     stride: int = 1
     dtype: Any = jnp.float32
+    skip: bool = True
+    with_pre: bool = False
 
     @nn.compact
-    def __call__(self, x: Maps, train: bool) -> NewMaps:
+    def __call__(self, x: Maps, train: bool) -> NewMaps | tuple[NewMaps, NewMaps]:
         """Maps `[b, h, w, c]` to `[b, ceil(h/stride), ceil(w/stride), features]`."""
         dtype = self.dtype
         y = conv(self.features, stride=self.stride, dtype=dtype, name="conv1")(x)
         y = nn.relu(BatchNorm(dtype=dtype, name="norm1")(y, train))
         y = conv(self.features, dtype=dtype, name="conv2")(y)
         y = BatchNorm(dtype=dtype, name="norm2")(y, train)
-        shortcut = _Shortcut(self.features, self.stride, dtype, name="shortcut")
-        return nn.relu(y + shortcut(x, train))
+        if self.skip:
+            shortcut = _Shortcut(self.features, self.stride, dtype, name="shortcut")
+            y = y + shortcut(x, train)
+        return (nn.relu(y), y) if self.with_pre else nn.relu(y)
 
 
 class Bottleneck(nn.Module):
@@ -149,16 +158,23 @@ class Bottleneck(nn.Module):
       features: output channels, four times those of the 3x3 convolution.
       stride: stride of the 3x3 convolution and of the shortcut.
       dtype: dtype of the computation.
+      skip: whether there is a shortcut; without, the block is `relu(F(x))`.
+      with_pre: whether to return `(output, pre)`, with `pre` the output before its
+        ReLU.
 
     Reference: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
     """
 
+    last_norm: ClassVar[str] = "norm3"
+
     features: int
     stride: int = 1
     dtype: Any = jnp.float32
+    skip: bool = True
+    with_pre: bool = False
 
     @nn.compact
-    def __call__(self, x: Maps, train: bool) -> NewMaps:
+    def __call__(self, x: Maps, train: bool) -> NewMaps | tuple[NewMaps, NewMaps]:
         """Maps `[b, h, w, c]` to `[b, ceil(h/stride), ceil(w/stride), features]`."""
         dtype, narrow = self.dtype, self.features // 4
         y = conv(narrow, kernel_size=1, dtype=dtype, name="conv1")(x)
@@ -167,8 +183,10 @@ class Bottleneck(nn.Module):
         y = nn.relu(BatchNorm(dtype=dtype, name="norm2")(y, train))
         y = conv(self.features, kernel_size=1, dtype=dtype, name="conv3")(y)
         y = BatchNorm(dtype=dtype, name="norm3")(y, train)
-        shortcut = _Shortcut(self.features, self.stride, dtype, name="shortcut")
-        return nn.relu(y + shortcut(x, train))
+        if self.skip:
+            shortcut = _Shortcut(self.features, self.stride, dtype, name="shortcut")
+            y = y + shortcut(x, train)
+        return (nn.relu(y), y) if self.with_pre else nn.relu(y)
 
 
 class PreActivationBlock(nn.Module):
@@ -181,6 +199,8 @@ class PreActivationBlock(nn.Module):
       features: output channels.
       stride: stride of the first convolution and of the shortcut.
       dtype: dtype of the computation.
+      with_pre: whether to return `(output, pre)`, with `pre` the output of the first
+        batch norm, before its ReLU.
 
     Reference: Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016.
     """
@@ -188,12 +208,14 @@ class PreActivationBlock(nn.Module):
     features: int
     stride: int = 1
     dtype: Any = jnp.float32
+    with_pre: bool = False
 
     @nn.compact
-    def __call__(self, x: Maps, train: bool) -> NewMaps:
+    def __call__(self, x: Maps, train: bool) -> NewMaps | tuple[NewMaps, Maps]:
         """Maps `[b, h, w, c]` to `[b, ceil(h/stride), ceil(w/stride), features]`."""
         dtype = self.dtype
-        active = nn.relu(BatchNorm(dtype=dtype, name="norm1")(x, train))
+        pre = BatchNorm(dtype=dtype, name="norm1")(x, train)
+        active = nn.relu(pre)
         y = conv(self.features, stride=self.stride, dtype=dtype, name="conv1")(active)
         y = nn.relu(BatchNorm(dtype=dtype, name="norm2")(y, train))
         y = conv(self.features, dtype=dtype, name="conv2")(y)
@@ -205,4 +227,4 @@ class PreActivationBlock(nn.Module):
                 dtype=dtype,
                 name="shortcut",
             )(active)
-        return x + y
+        return (x + y, pre) if self.with_pre else x + y

@@ -36,7 +36,8 @@ class Outputs:
         [classes]}`, such that `logits = taps["pooled"] @ kernel + bias`; None if the
         network has no such layer.
       norms: per tap that is the output of a batch norm (before its ReLU), that norm's
-        `{"scale": [channels], "bias": [channels]}`.
+        `{"scale": [channels], "bias": [channels]}`;
+        in a residual network the last one before the addition.
       views: outputs for other views of the same records, by the view's name; filled
         in by the train step for methods that ask for views.
       peers: outputs of the other students that learn in the same stage.

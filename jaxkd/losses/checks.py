@@ -7,19 +7,22 @@ what they leave out has the value zero and gets no gradient.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Shaped
 
 Scalar = float | int | jax.Array
+Schedule = Callable[..., object]
 
 # Stands for -inf where a class takes no part: exp() of it is exactly zero, and its
 # difference with itself is zero where that of -inf is NaN.
 _EXCLUDED = -1e30
 
 
-def check_positive(name: str, value: Scalar) -> None:
-    """Rejects a Python number that is not above zero; traced values pass.
+def check_positive(name: str, value: Scalar | Schedule) -> None:
+    """Rejects a Python number that is not above zero; traced values and schedules pass.
 
     Raises:
       ValueError: `value` is zero, negative or NaN.
@@ -28,8 +31,8 @@ def check_positive(name: str, value: Scalar) -> None:
         raise ValueError(f"{name} must be > 0, got {value}")
 
 
-def check_fraction(name: str, value: Scalar) -> None:
-    """Rejects a Python number outside `[0, 1]`; traced values pass.
+def check_fraction(name: str, value: Scalar | Schedule) -> None:
+    """Rejects a Python number outside `[0, 1]`; traced values and schedules pass.
 
     Raises:
       ValueError: `value` is outside.

@@ -40,6 +40,28 @@ def checked_classes(num_classes: int) -> int:
     return num_classes
 
 
+def checked_rate(name: str, rate: float) -> float:
+    """The rate of a dropout.
+
+    Raises:
+      ValueError: outside of 0 to 1, or 1 itself.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"{name} must be >= 0 and < 1, got {rate}")
+    return rate
+
+
+def checked_factor(factor: float) -> float:
+    """The factor of all widths.
+
+    Raises:
+      ValueError: a factor that is not above 0.
+    """
+    if not factor > 0:
+        raise ValueError(f"width_factor must be > 0, got {factor}")
+    return factor
+
+
 def scaled(widths: Sequence[int], factor: float) -> tuple[int, ...]:
     """Widths times a factor, rounded to the nearest integer but never to zero.
 
@@ -49,8 +71,7 @@ def scaled(widths: Sequence[int], factor: float) -> tuple[int, ...]:
     >>> scaled((64, 128), 0.25)
     (16, 32)
     """
-    if not factor > 0:
-        raise ValueError(f"width_factor must be > 0, got {factor}")
+    checked_factor(factor)
     return tuple(max(1, round(width * factor)) for width in widths)
 
 

@@ -7,8 +7,14 @@ shapes change, shortcuts are 1x1 convolutions, so the numbers of parameters diff
 from those of He et al. (2016), whose shortcuts have none. Any image size is accepted.
 
 Taps for images of height H: stem H, stage1 H, stage2 H/2, stage3 H/4 (rounded up), and
-pooled, `[batch, channels]`. In `resnet*` they follow the ReLU; in `wrn_*` they are the
-raw sums before the next batch norm, and stem is the raw convolution.
+pooled, `[batch, channels]`. In `resnet*` they follow the ReLU, and "stageN_pre" and the
+options `skip` and `skip_blocks` are those of `jaxkd.models.resnet`; `plainN` is
+`resnetN` without shortcuts.
+
+In `wrn_*` the stages are the raw sums before the next batch norm, and stem is the raw
+convolution. "stageN_pre" is what that next batch norm makes of stageN, before its ReLU:
+the first norm of the next stage, or the last one of the network. This is the map that
+methods on pre-activations compare (OFD), and `norms["stageN_pre"]` is that norm.
 """
 
 from __future__ import annotations
@@ -22,6 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxkd.layers import BatchNorm, Outputs, PreActivationBlock, conv
+from jaxkd.layers.blocks import Maps
 from jaxkd.models._options import (
     check_images,
     checked_classes,
@@ -30,7 +37,13 @@ from jaxkd.models._options import (
     scaled,
 )
 from jaxkd.models.registry import register
-from jaxkd.models.resnet import ResNet, ResNetTrunk, classifier
+from jaxkd.models.resnet import (
+    ResNet,
+    ResNetTrunk,
+    Skip,
+    checked_skip,
+    classifier,
+)
 
 
 class WideResNet(nn.Module):
@@ -63,38 +76,75 @@ class WideResNet(nn.Module):
         block = maybe_remat(PreActivationBlock, self.remat)
         x = images.astype(self.dtype)
         x = conv(self.stem_width, dtype=self.dtype, name="stem")(x)
-        taps = collections.OrderedDict(stem=x)
+        taps, norms = collections.OrderedDict(stem=x), collections.OrderedDict()
+
+        def add_stage(stage: int, sums: Maps, pre: Maps, norm: Any) -> None:
+            taps[f"stage{stage}_pre"], taps[f"stage{stage}"] = pre, sums
+            norms[f"stage{stage}_pre"] = norm
+
         for stage, width in enumerate(self.stage_widths, start=1):
             for i in range(self.blocks_per_stage):
                 stride = 2 if stage > 1 and i == 0 else 1
                 name = f"stage{stage}_block{i + 1}"
-                x = block(width, stride=stride, dtype=self.dtype, name=name)(x, train)
-            taps[f"stage{stage}"] = x
-        x = nn.relu(BatchNorm(dtype=self.dtype, name="norm")(x, train))
-        taps["pooled"] = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+                sums = x
+                x, pre = block(
+                    width, stride=stride, dtype=self.dtype, with_pre=True, name=name
+                )(x, train)
+                if stage > 1 and i == 0:
+                    norm = self.get_variable("params", name)["norm1"]
+                    add_stage(stage - 1, sums, pre, norm)
+        pre = BatchNorm(dtype=self.dtype, name="norm")(x, train)
+        norm = self.get_variable("params", "norm")
+        add_stage(len(self.stage_widths), x, pre, norm)
+        taps["pooled"] = jnp.mean(nn.relu(pre), axis=(1, 2), dtype=jnp.float32)
         logits = classifier(taps["pooled"], self.num_classes, nn.initializers.zeros)
-        return Outputs(logits=logits, taps=taps)
+        head = self.get_variable("params", "head")
+        return Outputs(logits=logits, taps=taps, head=head, norms=norms)
 
 
 def _register_resnet(name: str, depth: int, widths: tuple[int, ...]) -> None:
+    stage_sizes = ((depth - 2) // 6,) * 3
+
     @register(name)
     def factory(
+        *,
+        num_classes: int,
+        width_factor: float = 1.0,
+        skip: Skip = "all",
+        skip_blocks: int | None = None,
+        dtype: Any = jnp.float32,
+        remat: bool = False,
+    ) -> ResNet:
+        stem_width, *stage_widths = scaled(widths, width_factor)
+        trunk = ResNetTrunk(
+            stage_sizes=stage_sizes,
+            stage_widths=tuple(stage_widths),
+            stem_width=stem_width,
+            stem="cifar",
+            dtype=checked_dtype(dtype),
+            remat=remat,
+            **checked_skip(skip, skip_blocks, stage_sizes),
+        )
+        return ResNet(num_classes=checked_classes(num_classes), trunk=trunk)
+
+    if name not in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"):
+        return
+
+    @register(f"plain{depth}")
+    def plain(
         *,
         num_classes: int,
         width_factor: float = 1.0,
         dtype: Any = jnp.float32,
         remat: bool = False,
     ) -> ResNet:
-        stem_width, *stage_widths = scaled(widths, width_factor)
-        trunk = ResNetTrunk(
-            stage_sizes=((depth - 2) // 6,) * 3,
-            stage_widths=tuple(stage_widths),
-            stem_width=stem_width,
-            stem="cifar",
-            dtype=checked_dtype(dtype),
+        return factory(
+            num_classes=num_classes,
+            width_factor=width_factor,
+            skip="none",
+            dtype=dtype,
             remat=remat,
         )
-        return ResNet(num_classes=checked_classes(num_classes), trunk=trunk)
 
 
 def _register_wide_resnet(depth: int, widening: int) -> None:
@@ -122,5 +172,6 @@ for _depth in (8, 14, 20, 32, 44, 56, 110):
     _register_resnet(f"resnet{_depth}", _depth, (16, 16, 32, 64))
 for _depth in (8, 32):
     _register_resnet(f"resnet{_depth}x4", _depth, (32, 64, 128, 256))
-for _depth, _widening in ((16, 2), (40, 1), (40, 2)):
-    _register_wide_resnet(_depth, _widening)
+for _depth, _widenings in ((16, (1, 2, 4)), (28, (2, 4, 10)), (40, (1, 2, 4))):
+    for _widening in _widenings:
+        _register_wide_resnet(_depth, _widening)

@@ -28,6 +28,8 @@ from jaxkd.models.resnet import WIDTHS, ResNetTrunk
 from jaxkd.models.unet import head
 from jaxkd.numerics import resize_bilinear
 
+_NAMES = {"stem": "e1", "stage1": "e2", "stage2": "e3", "stage3": "e4", "stage4": "e5"}
+
 
 class ResNetSegmenter(nn.Module):
     """A residual trunk of four stages and a 1x1 convolution (module docstring).
@@ -49,12 +51,17 @@ class ResNetSegmenter(nn.Module):
         size = images.shape[1:3]
         if images.shape[-1] == 1:
             images = jnp.repeat(images, 3, axis=-1)
-        maps = list(self.trunk(images, train).values())
+        maps, _ = self.trunk(images, train)
         taps = collections.OrderedDict(
-            (f"e{i}", x) for i, x in enumerate(maps, start=1)
+            (_NAMES.get(name, name), x)
+            for name, x in maps.items()
+            if not name.endswith("_pre")
         )
         for i in (4, 3, 2, 1):
-            taps[f"d{i + 1}"] = resize_bilinear(taps[f"e{i}"], size, align_corners=True)
+            if f"e{i}" in taps:
+                taps[f"d{i + 1}"] = resize_bilinear(
+                    taps[f"e{i}"], size, align_corners=True
+                )
         logits = head(taps["e5"], self.num_classes)
         taps["out"] = resize_bilinear(logits, size, align_corners=True)
         return Outputs(logits=taps["out"], taps=taps)

@@ -245,7 +245,7 @@ def _cost_columns(
     macs = [number(costs.get(name, {}).get("macs")) for name in networks]
     largest = max((m for m in macs if math.isfinite(m)), default=0.0)
     letter, unit = ("G", 1e9) if largest >= 1e9 else ("M", 1e6)
-    return [
+    columns = [
         (
             Column("params (M)", None, "trained numbers of the network, in millions"),
             _cost_cells([value / 1e6 for value in params]),
@@ -260,6 +260,14 @@ def _cost_columns(
             _cost_cells([value / unit for value in macs]),
         ),
     ]
+    sent = [number(costs.get(name, {}).get("bytes_sent")) for name in networks]
+    if any(math.isfinite(value) for value in sent):
+        title = "bytes that a network cut in two sends between its parts for one image"
+        cells = [
+            Cell(f"{value:.0f}" if math.isfinite(value) else MISSING) for value in sent
+        ]
+        columns.append((Column("sent (B)", None, title), cells))
+    return columns
 
 
 def _cost_cells(values: Sequence[float]) -> list[Cell]:

@@ -8,11 +8,13 @@ values are Python literals, anything else is text.
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import inspect
 import json
+import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +50,18 @@ def load_config(spec: str) -> dict[str, Any]:
         raise ConfigError(f"--config: {file!r} is not a Python file (*.py)")
     module = importlib.util.module_from_spec(module_spec)
     try:
-        module_spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise ConfigError(f"--config: {file} has no function get_config(arg='')")
-        takes_variant = bool(inspect.signature(module.get_config).parameters)
-        if variant and not takes_variant:
-            raise ConfigError(f"--config: {file} has no variants, got {variant!r}")
-        config = module.get_config(variant) if takes_variant else module.get_config()
+        with _siblings(path.parent):
+            module_spec.loader.exec_module(module)
+            if not hasattr(module, "get_config"):
+                raise ConfigError(
+                    f"--config: {file} has no function get_config(arg='')"
+                )
+            takes_variant = bool(inspect.signature(module.get_config).parameters)
+            if variant and not takes_variant:
+                raise ConfigError(f"--config: {file} has no variants, got {variant!r}")
+            config = (
+                module.get_config(variant) if takes_variant else module.get_config()
+            )
     except ConfigError:
         raise
     except Exception as error:
@@ -65,6 +72,24 @@ def load_config(spec: str) -> dict[str, Any]:
             f"ml_collections.ConfigDict, got {type(config).__name__}"
         )
     return plain(config.to_dict())
+
+
+@contextlib.contextmanager
+def _siblings(folder: Path) -> Iterator[None]:
+    """Lets a config import files beside it, and forgets them afterwards.
+
+    Another config's file of the same name must not be taken for one of these.
+    """
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder.resolve()))
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file is not None and Path(file).parent == folder.resolve():
+                del sys.modules[name]
 
 
 def _located(error: Exception, file: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import math
 import signal
@@ -23,13 +22,10 @@ from jaxkd.training.evaluation import Evaluation, NotFinite
 from jaxkd.training.network import Variables
 from jaxkd.training.progress import Clock, TrainingFailed, Window
 from jaxkd.training.schema import ConfigError
-from jaxkd.training.paths import started_from
 from jaxkd.training.setup import Setup
 from jaxkd.training.stage import Stage
 from jaxkd.training.state import TrainState
-from jaxkd.training.step import make_train_step
 from jaxkd.training.workdir import MetricsWriter, Workdir, describe_device, versions
-from jaxkd.training.wrappers import gather, without_readout
 
 logger = logging.getLogger("jaxkd")
 
@@ -91,6 +87,13 @@ def run(
     writer = MetricsWriter(workdir, tensorboard=setup.plan.log.tensorboard)
     evaluation = Evaluation(setup)
     variables: dict[str, Variables] = {}
+    for name in _frozen(setup):
+        variables[name] = load_variables(setup, workdir, name, finished)
+        if name not in summary["results"]:
+            summary["results"][name], arrays = evaluation.report(
+                setup.networks[name], variables[name]
+            )
+            workdir.add_predictions(arrays)
     try:
         for stage in setup.stages:
             if stage.name in finished:
@@ -117,9 +120,8 @@ def evaluate(setup: Setup, workdir: Workdir) -> dict[str, Any]:
     summary = workdir.summary()
     finished = [s["name"] for s in summary["stages"]]
     evaluation = Evaluation(setup)
-    for name in dict.fromkeys(
-        name for s in setup.stages if s.name in finished for name in s.learners
-    ):
+    trained = [n for s in setup.stages if s.name in finished for n in s.learners]
+    for name in dict.fromkeys([*_frozen(setup), *trained]):
         variables = load_variables(setup, workdir, name, finished)
         summary["results"][name], arrays = evaluation.report(
             setup.networks[name], variables
@@ -158,7 +160,16 @@ def new_summary(setup: Setup, command: str) -> dict[str, Any]:
 def load_variables(
     setup: Setup, workdir: Workdir, network: str, finished: list[str]
 ) -> Variables:
-    """The variables that the last finished stage of a network handed on."""
+    """The variables that the last finished stage of a network handed on.
+
+    Those of a frozen network are what its `init` makes.
+    """
+    if setup.plan.networks[network].frozen:
+        return jax.jit(
+            setup.networks[network].init,
+            out_shardings=sharding.replicated(setup.mesh),
+            compiler_options=_run_once(),
+        )(setup.key())
     stage = [s for s in setup.stages if network in s.learners and s.name in finished][
         -1
     ]
@@ -193,35 +204,14 @@ def _run_once() -> dict[str, int] | None:
     return None
 
 
+def _frozen(setup: Setup) -> list[str]:
+    """The networks that teach and that no stage trains."""
+    return [name for name, plan in setup.plan.networks.items() if plan.frozen]
+
+
 def _needed(stage: Stage) -> list[str]:
     """The trained networks that a stage starts from."""
-    return [*(t.name for t in stage.teachers), *_starts(stage)]
-
-
-def _begin(
-    stage: Stage, key: jax.Array, variables: Mapping[str, Variables]
-) -> TrainState:
-    """The state before the first step of a stage."""
-    own = {name: without_readout(v) for name, v in variables.items()}
-    if stage.phase:
-        start = (
-            own[stage.learners[0]]
-            if len(stage.learners) == 1
-            else gather({name: own[name] for name in stage.learners})
-        )
-        return stage.init_state(key, start)
-    state = stage.init_state(key)
-    if stage.plan.start_from is None:
-        return state
-    start = started_from(state.variables(), own[stage.plan.start_from])
-    return stage.init_state(key, start)
-
-
-def _starts(stage: Stage) -> tuple[str, ...]:
-    """The networks whose variables the stage's own begin with."""
-    if stage.phase:
-        return stage.learners
-    return () if stage.plan.start_from is None else (stage.plan.start_from,)
+    return [*(t.name for t in stage.teachers), *stage.starts]
 
 
 def train_batches(setup: Setup, stage: Stage) -> Any:
@@ -302,20 +292,7 @@ class StageRunner:
 
         # ------------------------------------------------------------------ step
         step_fn = jax.jit(
-            make_train_step(
-                student=stage.student.apply,
-                teachers=[t.apply for t in stage.teachers],
-                method=stage.method,
-                tx=stage.tx,
-                schedule=stage.schedule,
-                augmentation=plan.data.augment,
-                num_classes=setup.train.info.num_classes,
-                steps_per_epoch=stage.steps_per_epoch,
-                epochs=stage.plan.epochs,
-                accumulate=stage.plan.accumulate,
-                ema=stage.plan.ema,
-                frozen=stage.frozen,
-            ),
+            stage.train_step(plan.data.augment),
             donate_argnums=0,
             out_shardings=(shardings, replicated),
         )
@@ -328,10 +305,10 @@ class StageRunner:
             latest = checkpoints.latest()
             if latest is None:
                 state = jax.jit(
-                    functools.partial(_begin, stage),
+                    stage.begin,
                     out_shardings=shardings,
                     compiler_options=_run_once(),
-                )(setup.key(), {name: variables[name] for name in _starts(stage)})
+                )(setup.key(), {name: variables[name] for name in stage.starts})
                 first_step, clock = 0, Clock()
             else:
                 state, record = checkpoints.restore(latest, abstract, iterator)

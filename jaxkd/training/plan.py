@@ -76,11 +76,13 @@ class NetworkPlan:
       name: a network of `jaxkd.models`, or `"package.module:function"`, a function
         that takes `num_classes` and the options and returns a module or a `Network`.
       input: how its images differ from those of the other networks.
+      frozen: it teaches as its `init` makes it, and no stage trains it.
       options: of the family.
     """
 
     name: str
     input: InputPlan | None = None
+    frozen: bool = False
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -386,10 +388,13 @@ def _check_names(plan: Plan) -> list[str]:
     """Checks that stages name networks and teachers that were trained before.
 
     Returns:
-      The networks that the run trains, in the order of their first stage.
+      The frozen networks that teach, then those that the run trains, in the order of
+      their first stage.
     """
     known = ", ".join(plan.networks) or "none"
+    frozen = [name for name, network in plan.networks.items() if network.frozen]
     trained: list[str] = []
+    used: list[str] = []
     for name, stage in plan.stages.items():
         path = f"config.stages.{name}"
         learners = plan.learners(name)
@@ -399,6 +404,8 @@ def _check_names(plan: Plan) -> list[str]:
                 raise ConfigError(
                     f"{path}.learner: no network {learner!r}{hint}; networks: {known}"
                 )
+            if learner in frozen:
+                raise ConfigError(f"{path}.learner: network {learner!r} is frozen")
         sources = [("teachers", teacher) for teacher in stage.teachers]
         if stage.start_from is not None:
             sources.append(("start_from", stage.start_from))
@@ -409,10 +416,13 @@ def _check_names(plan: Plan) -> list[str]:
                 )
             if source in learners:
                 raise ConfigError(f"{path}.{key}: {source!r} is the learner itself")
-            if source not in trained:
+            if source in frozen:
+                used.append(source)
+            elif source not in trained:
                 raise ConfigError(
                     f"{path}.{key}: {source!r} is not trained by an earlier stage; "
-                    f"trained so far: {', '.join(trained) or 'none'}"
+                    f"trained so far: {', '.join(trained) or 'none'} (a network that "
+                    "needs no training is frozen=True)"
                 )
         begun = [learner for learner in learners if learner in trained]
         if stage.start_from is not None and begun:
@@ -436,4 +446,4 @@ def _check_names(plan: Plan) -> list[str]:
                 f"config.data.batch_size {plan.data.batch_size}"
             )
         trained += [learner for learner in learners if learner not in trained]
-    return trained
+    return list(dict.fromkeys([*used, *trained]))

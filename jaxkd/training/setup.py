@@ -131,6 +131,10 @@ def make_setup(plan: Plan) -> Setup:
         _check_task(networks[name], train.info.task)
 
     stages, phases = [], dict.fromkeys(plan.networks, 0)
+    for name, network_plan in plan.networks.items():
+        if network_plan.frozen:
+            variables = jax.eval_shape(networks[name].init, jax.random.key(0))
+            costs[name] = network_costs(networks[name], variables, input_shape)
     # Networks as they predict after the latest stage that trained them.
     trained = dict(networks)
     views = plan.data.augment.views

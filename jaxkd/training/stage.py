@@ -15,15 +15,21 @@ import jax
 import optax
 
 from jaxkd import distill
+from jaxkd.data import Augmentation
 from jaxkd.distill.custom import from_loss
 from jaxkd.distill.method import DataSpec, Method, Specs, Weight, compose
 from jaxkd.training import optimizers, wrappers
 from jaxkd.training.network import Network, Variables
-from jaxkd.training.paths import matching, path_name
+from jaxkd.training.paths import matching, path_name, started_from
 from jaxkd.training.plan import StagePlan
 from jaxkd.training.schema import ConfigError, at
 from jaxkd.training.state import TrainState
-from jaxkd.training.step import final_variables, init_state
+from jaxkd.training.step import (
+    StepFn,
+    final_variables,
+    init_state,
+    make_train_step,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +93,49 @@ class Stage:
             data=self.data,
             ema=self.plan.ema,
             variables=None if variables is None else dict(variables),
+        )
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """The networks whose variables the stage's own begin with."""
+        if self.phase:
+            return self.learners
+        return () if self.plan.start_from is None else (self.plan.start_from,)
+
+    def begin(self, key: jax.Array, variables: Mapping[str, Variables]) -> TrainState:
+        """The state before the first step, given what was trained before.
+
+        Args:
+          key: the run's key.
+          variables: of the networks that `starts` names, at least.
+        """
+        own = {n: wrappers.without_readout(variables[n]) for n in self.starts}
+        if self.phase:
+            several = len(self.learners) > 1
+            return self.init_state(
+                key, wrappers.gather(own) if several else own[self.learners[0]]
+            )
+        state = self.init_state(key)
+        if not own:
+            return state
+        (source,) = own.values()
+        return self.init_state(key, started_from(state.variables(), source))
+
+    def train_step(self, augmentation: Augmentation) -> StepFn:
+        """The stage's step, to be compiled (see `step.make_train_step`)."""
+        return make_train_step(
+            student=self.student.apply,
+            teachers=[t.apply for t in self.teachers],
+            method=self.method,
+            tx=self.tx,
+            schedule=self.schedule,
+            augmentation=augmentation,
+            num_classes=self.data.num_classes,
+            steps_per_epoch=self.steps_per_epoch,
+            epochs=self.plan.epochs,
+            accumulate=self.plan.accumulate,
+            ema=self.plan.ema,
+            frozen=self.frozen,
         )
 
     def final_variables(self, state: TrainState) -> dict[str, Variables]:

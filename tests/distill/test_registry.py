@@ -46,9 +46,7 @@ def test_unknown_option_suggests_the_nearest():
 
 
 def test_option_of_a_wrong_type_is_named():
-    with pytest.raises(
-        TypeError, match="a number or a schedule, got 'hot'"
-    ):
+    with pytest.raises(TypeError, match="a number or a schedule, got 'hot'"):
         distill.create("kd", temperature="hot")
 
 

@@ -87,3 +87,9 @@ def test_before_relu_names_the_tap_or_says_that_there_is_none():
     assert taps.before_relu(CLASSIFIER, "stage2") == "stage2_pre"
     with pytest.raises(ValueError, match="'deep' has no tap 'stage2_pre'"):
         taps.before_relu(DEEP, "stage2")
+
+
+def test_networks_are_read_off_the_outputs(classification):
+    networks = taps.networks(classification.inputs())
+    assert networks.student == classification.specs.student
+    assert networks.teacher == classification.specs.teacher

@@ -144,3 +144,67 @@ def test_a_mask_of_another_shape_is_an_error(pair):
 def test_logits_without_batch_are_an_error():
     with pytest.raises(ValueError, match=r"got shape \(10,\)"):
         losses.kd(jnp.zeros(10), jnp.zeros(10))
+
+
+@pytest.mark.parametrize("loss", [losses.kd, losses.kd_cross_entropy])
+@pytest.mark.parametrize("both", [True, False])
+def test_classes_at_minus_infinity_leave_values_and_gradients_finite(pair, loss, both):
+    student, teacher = pair[0], pair[1].at[:, 3].set(-jnp.inf)
+    if both:
+        student = student.at[:, 3].set(-jnp.inf)
+    value, gradient = jax.value_and_grad(lambda s: loss(s, teacher).sum())(student)
+    assert jnp.all(jnp.isfinite(gradient))
+    p = scipy.special.softmax(np.float64(student) / 4.0, axis=-1)
+    q = scipy.special.softmax(np.float64(teacher) / 4.0, axis=-1)
+    np.testing.assert_allclose(gradient, 4.0 * (p - q), rtol=1e-4, atol=1e-5)
+    assert 0 < value < 1e4
+
+
+def test_a_nan_among_the_logits_is_not_hidden(pair):
+    student = pair[0].at[0, 0].set(jnp.nan)
+    assert jnp.isnan(losses.kd(student, pair[1])[0])
+
+
+def test_wsld_agrees_with_scipy(pair):
+    labels = np.array([0, 6, 3, 3, 5, 1])
+    rows = np.arange(6)
+    behind, level = (
+        -scipy.special.log_softmax(np.float64(x), axis=-1)[rows, labels] for x in pair
+    )
+    weight = 1 - np.exp(-behind / level)
+    q = scipy.special.softmax(np.float64(pair[1]) / 2.0, axis=-1)
+    log_p = scipy.special.log_softmax(np.float64(pair[0]) / 2.0, axis=-1)
+    expected = weight * 4.0 * -(q * log_p).sum(-1)
+    value = losses.wsld(*pair, jnp.asarray(labels))
+    np.testing.assert_allclose(value, expected, rtol=2e-5)
+
+
+def test_the_weights_of_wsld_are_constant(pair):
+    student, teacher = pair
+    labels = jnp.array([0, 6, 3, 3, 5, 1])
+    gradient = jax.grad(lambda s: losses.wsld(s, teacher, labels).sum())(student)
+    plain = jax.grad(
+        lambda s: losses.kd_cross_entropy(s, teacher, temperature=2.0).sum()
+    )(student)
+    weight = losses.wsld(*pair, labels) / losses.kd_cross_entropy(
+        *pair, temperature=2.0
+    )
+    np.testing.assert_allclose(gradient, weight[:, None] * plain, rtol=1e-4, atol=1e-6)
+
+
+def test_wsld_of_a_certain_teacher_is_unweighted():
+    student, teacher = jnp.array([[0.0, 1.0]]), jnp.array([[1e4, -1e4]])
+    value = losses.wsld(student, teacher, jnp.array([0]))
+    expected = losses.kd_cross_entropy(student, teacher, temperature=2.0)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def test_hard_distillation_is_cross_entropy_with_the_teachers_decision(pair):
+    decision = jnp.argmax(pair[1], axis=-1)
+    value = losses.hard_distillation(*pair)
+    np.testing.assert_array_equal(value, losses.cross_entropy(pair[0], decision))
+
+
+def test_hard_distillation_asks_for_equal_classes():
+    with pytest.raises(ValueError, match="have 5 classes and student logits 4"):
+        losses.hard_distillation(jnp.zeros((2, 4)), jnp.zeros((2, 5)))

@@ -11,8 +11,18 @@ import pytest
 
 
 def _convolve(x, parameters, stride=1):
-    """Cross-correlation, padded by half the kernel on every side."""
+    """Cross-correlation, padded by half the kernel on every side.
+
+    A kernel of fewer input channels than the map has is one of consecutive groups.
+    """
     kernel = np.array(parameters["kernel"])
+    groups = x.shape[-1] // kernel.shape[2]
+    if groups > 1:
+        kernels = np.split(kernel, groups, axis=-1)
+        parts = zip(np.split(x, groups, axis=-1), kernels, strict=True)
+        return np.concatenate(
+            [_convolve(part, {"kernel": one}, stride) for part, one in parts], axis=-1
+        )
     k, half = kernel.shape[0], kernel.shape[0] // 2
     padded = np.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
     rows = (x.shape[1] + 2 * half - k) // stride + 1

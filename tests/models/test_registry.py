@@ -15,11 +15,30 @@ from jaxkd.models._options import check_images
 SEGMENTATION = ["resnet18_seg", "unet", "unetpp"]
 CIFAR = [
     *("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56"),
-    *("resnet110", "resnet8x4", "resnet32x4", "wrn_16_2", "wrn_40_1", "wrn_40_2"),
+    *("resnet110", "resnet8x4", "resnet32x4", "wrn_16_1", "wrn_16_2", "wrn_16_4"),
+    *("wrn_28_2", "wrn_28_4", "wrn_28_10", "wrn_40_1", "wrn_40_2", "wrn_40_4"),
+    *("plain20", "plain32", "plain44", "plain56", "plain110"),
 ]
-IMAGENET = ["resnet18", "resnet34", "resnet50", "resnet101"]
+IMAGENET = [
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("plain18", "plain34", "plain50"),
+]
+SMALL = [
+    *("vgg8", "vgg11", "vgg13", "vgg16", "vgg19"),
+    *("vgg11_imagenet", "vgg13_imagenet", "vgg16_imagenet", "vgg19_imagenet"),
+    *("mobilenetv2", "mobilenetv2_cifar", "shufflenetv1"),
+    *("shufflenetv2_x0_5", "shufflenetv2_x1_0"),
+    *("shufflenetv2_x1_5", "shufflenetv2_x2_0"),
+]
+TRANSFORMERS = [
+    *("deit_tiny", "deit_small", "deit_base"),
+    *("deit_tiny_distilled", "deit_small_distilled", "deit_base_distilled"),
+]
+BOTTLENECK = ["bottlefit", "bottlefit_seg"]
 # One of each family, for tests that compile.
-FAMILIES = ["unet", "unetpp", "resnet18_seg", "resnet8", "wrn_16_2", "resnet18"]
+FAMILIES = ["unet", "unetpp", "resnet18_seg", "resnet8", "wrn_16_2", "resnet18", "vgg8"]
+# And those whose depth takes long to compile; see also test_units.py.
+ALL_FAMILIES = [*FAMILIES, "mobilenetv2", "shufflenetv1", "shufflenetv2_x0_5"]
 
 
 def narrow(name, **options):
@@ -47,10 +66,12 @@ def loss_and_gradient(network):
 
 
 def test_all_promised_names_are_there():
-    assert models.names() == sorted(SEGMENTATION + CIFAR + IMAGENET)
+    assert models.names() == sorted(
+        SEGMENTATION + CIFAR + IMAGENET + SMALL + TRANSFORMERS + BOTTLENECK
+    )
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ALL_FAMILIES)
 def test_every_network_returns_outputs_and_two_collections(name, abstract):
     network = narrow(name)
     variables, outputs = abstract(network, image_shape(name), batch=2)
@@ -72,7 +93,7 @@ def test_taps_keep_their_depth_order_through_jit(randomised, quick_jit):
     assert list(outputs.taps) == "e1 e2 e3 e4 e5 d5 d4 d3 d2 out".split()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ALL_FAMILIES)
 def test_bfloat16_computes_narrow_and_keeps_parameters_and_logits_wide(name, abstract):
     variables, outputs = abstract(narrow(name, dtype="bfloat16"), image_shape(name))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -134,7 +155,7 @@ def test_every_parameter_learns_and_every_statistic_moves(name, randomised, quic
     assert all(jax.tree.leaves(moved))
 
 
-@pytest.mark.parametrize("name", ["unet", "resnet8", "resnet50"])
+@pytest.mark.parametrize("name", ["unet", "resnet8", "resnet50", "vgg8"])
 def test_the_width_factor_scales_every_map(name, abstract):
     shape = image_shape(name)
     _, full = abstract(models.create(name, num_classes=3), shape)

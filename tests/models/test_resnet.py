@@ -12,6 +12,7 @@ SIZES = {
     "resnet34": ((3, 4, 6, 3), 1, 21_797_672),
     "resnet50": ((3, 4, 6, 3), 4, 25_557_032),
     "resnet101": ((3, 4, 23, 3), 4, 44_549_160),
+    "resnet152": ((3, 8, 36, 3), 4, 60_192_808),
 }
 
 
@@ -53,8 +54,9 @@ def test_taps_of_both_stems(stem, first, abstract):
     assert [(name, tap.shape[1:]) for name, tap in outputs.taps.items()] == [
         ("stem", (first, first, 64)),
         *(
-            (f"stage{i + 1}", (stage1 // 2**i, stage1 // 2**i, width))
+            (f"stage{i + 1}{pre}", (stage1 // 2**i, stage1 // 2**i, width))
             for i, width in enumerate(widths)
+            for pre in ("_pre", "")
         ),
         ("pooled", (2048,)),
     ]
@@ -78,8 +80,9 @@ def test_forward_equals_numpy(slow, randomised, quick_jit):
     logits += np.array(v["params"]["head"]["bias"])
 
     outputs = quick_jit(network.apply)(v, jnp.array(image))
-    for tap, value in zip(outputs.taps.values(), (*maps, pooled), strict=True):
-        np.testing.assert_allclose(tap, value, rtol=2e-4, atol=2e-4)
+    names = ("stem", "stage1", "stage2", "stage3", "stage4", "pooled")
+    for name, value in zip(names, (*maps, pooled), strict=True):
+        np.testing.assert_allclose(outputs.taps[name], value, rtol=2e-4, atol=2e-4)
     np.testing.assert_allclose(outputs.logits, logits, rtol=2e-4, atol=2e-4)
 
 
@@ -95,3 +98,47 @@ def test_the_trunk_is_shared_with_the_segmentation_student(abstract):
     for collection in ("params", "batch_stats"):
         one, two = classifier[collection]["trunk"], student[collection]["trunk"]
         assert jax.tree.map(jnp.shape, one) == jax.tree.map(jnp.shape, two)
+
+
+@pytest.mark.parametrize("name, norm", [("resnet18", "norm2"), ("resnet50", "norm3")])
+def test_pre_taps_norms_and_head_are_those_of_the_forward_pass(
+    name, norm, randomised, quick_jit
+):
+    network = models.create(name, num_classes=5, width_factor=1 / 32)
+    v = randomised(network, (32, 32, 3))
+    images = jnp.array(np.random.default_rng(1).normal(size=(2, 32, 32, 3)), "float32")
+    outputs = quick_jit(network.apply)(v, images)
+    sizes = SIZES[name][0]
+    pre_taps = [f"stage{i}_pre" for i in (1, 2, 3, 4)]
+    assert list(outputs.norms) == pre_taps
+    assert min(outputs.taps[tap].min() for tap in pre_taps) < 0
+    for stage, size in enumerate(sizes, start=1):
+        pre = outputs.taps[f"stage{stage}_pre"]
+        np.testing.assert_array_equal(np.maximum(pre, 0), outputs.taps[f"stage{stage}"])
+        block = v["params"]["trunk"][f"stage{stage}_block{size}"]
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            outputs.norms[f"stage{stage}_pre"],
+            block[norm],
+        )
+    assert outputs.head.keys() == {"kernel", "bias"}
+    logits = outputs.taps["pooled"] @ outputs.head["kernel"]
+    logits += outputs.head["bias"].reshape(1, -1)
+    np.testing.assert_allclose(outputs.logits, logits, rtol=1e-5, atol=1e-5)
+
+
+def test_a_gradient_reaches_the_parameters_behind_head_and_norms(randomised, quick_jit):
+    network = models.create("resnet14", num_classes=5, width_factor=1 / 16)
+    v = randomised(network, (8, 8, 3))
+    images = jnp.ones((1, 8, 8, 3))
+
+    def loss(params):
+        outputs = network.apply({**v, "params": params}, images)
+        norm = outputs.norms["stage2_pre"]["scale"]
+        return jnp.sum(outputs.head["bias"]) + 2 * jnp.sum(norm)
+
+    gradient = quick_jit(jax.grad(loss))(v["params"])
+    np.testing.assert_array_equal(gradient["head"]["bias"], 1)
+    norms = gradient["trunk"]["stage2_block2"]
+    np.testing.assert_array_equal(norms["norm2"]["scale"], 2)
+    np.testing.assert_array_equal(norms["norm1"]["scale"], 0)

@@ -100,6 +100,19 @@ def test_a_metric_or_cost_that_a_network_lacks_is_a_dash():
     assert cells["MACs (M)"].text == "–"
 
 
+def test_bytes_sent_have_a_column_where_a_network_sends_any():
+    costs = {
+        "a": {"params": 1_000_000, "macs": 2_000_000},
+        "b": {"params": 1_000_000, "macs": 2_000_000, "bytes_sent": 2531},
+    }
+    summary = {"results": {n: {"accuracy": 0.5} for n in costs}, "costs": costs}
+    table = tables.build_table(summary)
+    assert cells_of(table, "b")["sent (B)"].text == "2531"
+    assert cells_of(table, "a")["sent (B)"].text == "–"
+    del costs["b"]["bytes_sent"]
+    assert "sent (B)" not in cells_of(tables.build_table(summary), "b")
+
+
 def test_small_networks_are_counted_in_millions_with_enough_digits():
     summary = {
         "results": {"a": {"accuracy": 0.9}, "b": {"accuracy": 0.8}},

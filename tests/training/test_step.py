@@ -8,8 +8,8 @@ import optax
 import pytest
 
 from jaxkd.data import Augmentation
-from jaxkd.distill import weighted
-from jaxkd.training import make_eval_step, sharding
+from jaxkd.distill import Method, compose, weighted
+from jaxkd.training import make_eval_step, make_train_step, optimizers, sharding
 from jaxkd.training.step import final_variables
 
 
@@ -224,3 +224,143 @@ def test_the_evaluation_step_returns_probabilities(make_kit, batch):
     assert probabilities.dtype == jnp.float32
     np.testing.assert_allclose(probabilities, jax.nn.softmax(outputs.logits), rtol=1e-6)
     np.testing.assert_allclose(probabilities.sum(-1), 1.0, rtol=1e-6)
+
+
+class TestMechanisms:
+    """What methods may ask of the step."""
+
+    def _method(self, terms, **options):
+        def init(key, specs):
+            params = {"scale": jnp.ones(()), "critic": {"kernel": jnp.ones(2)}}
+            return params, {"seen": jnp.zeros(())}
+
+        options = {"weights": {"loss": 1.0}, **options}
+        return Method(init=init, terms=terms, **options)
+
+    def test_networks_run_on_every_view_and_batch_norms_see_all(self, make_kit, batch):
+        seen = {}
+
+        def terms(params, memory, inputs):
+            seen["student"] = inputs.student.views["second"].logits
+            seen["teacher"] = inputs.teacher.views["second"].logits
+            difference = seen["student"] - seen["teacher"]
+            return {"loss": jnp.mean(difference**2, -1)}, memory
+
+        method = self._method(
+            terms,
+            views=("second",),
+            num_teachers=1,
+            prepare=lambda batch, key: {**batch, "image_second": -batch["image"]},
+        )
+        kit = make_kit(method)
+        state, teachers = kit.state(), kit.teacher_variables()
+        new_state, metrics = jax.jit(kit.step)(state, batch, teachers)
+        variables, images = state.variables(), jnp.asarray(batch["image"])
+        _, after = kit.student.apply(variables, images, train=True, key=None)
+        student, after = kit.student.apply(
+            {"params": variables["params"], **after}, -images, train=True, key=None
+        )
+        teacher, _ = kit.teachers[0].apply(teachers[0], -images, train=False, key=None)
+        expected = jnp.mean((student.logits - teacher.logits) ** 2)
+        np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+        _close(new_state.collections, {"batch_stats": after["batch_stats"]})
+
+    def test_teachers_use_batch_statistics_if_the_method_says_so(self, make_kit, batch):
+        def terms(params, memory, inputs):
+            return {"loss": jnp.sum(inputs.teacher.logits**2, -1)}, memory
+
+        losses = {}
+        for mode in ("eval", "train"):
+            kit = make_kit(self._method(terms, num_teachers=1, teacher_mode=mode))
+            teachers = kit.teacher_variables()
+            _, metrics = jax.jit(kit.step)(kit.state(), batch, teachers)
+            outputs, _ = kit.teachers[0].apply(
+                teachers[0],
+                jnp.asarray(batch["image"]),
+                train=mode == "train",
+                key=None,
+            )
+            losses[mode] = float(metrics["loss"])
+            expected = jnp.mean(jnp.sum(outputs.logits**2, -1))
+            np.testing.assert_allclose(losses[mode], expected, rtol=1e-5)
+        assert losses["eval"] != pytest.approx(losses["train"], rel=1e-3)
+
+    def test_a_part_may_have_an_optimiser_of_its_own(self, make_kit, batch):
+        def terms(params, memory, inputs):
+            value = params["scale"] + 3.0 * params["critic"]["kernel"].sum()
+            return {"loss": jnp.full(16, 1.0) * value}, memory
+
+        own = {"critic": optax.sgd(0.01)}
+        method = compose({"part": self._method(terms, optimizers=own)})
+        assert list(method.optimizers) == ["part/critic"]
+        kit = make_kit(method, momentum=0.0)
+        kit.tx = optimizers.partitioned(kit.tx, method.optimizers)
+        step = make_step(kit)
+        state, _ = jax.jit(step)(kit.state(), batch, ())
+        part = state.params["method"]["part"]
+        np.testing.assert_allclose(part["critic"]["kernel"], 1.0 - 0.01 * 3.0)
+        np.testing.assert_allclose(part["scale"], 1.0 - 0.1)
+
+    def test_frozen_parameters_stay_and_get_no_gradient(self, make_kit, batch):
+        kit = make_kit(momentum=0.0)
+
+        def frozen(path):
+            return path.startswith("Conv_0/")
+
+        kit.tx = optimizers.partitioned(
+            optax.chain(optax.add_decayed_weights(0.1), kit.tx), {}, frozen
+        )
+        state = kit.state()
+        before = jax.device_get(state.params["network"])
+        state, metrics = jax.jit(make_step(kit, frozen=frozen))(state, batch, ())
+        after = jax.device_get(state.params["network"])
+        _close(after["Conv_0"], before["Conv_0"], rtol=0, atol=0)
+        assert not np.allclose(after["Dense_0"]["kernel"], before["Dense_0"]["kernel"])
+        free, metrics_free = jax.jit(make_step(kit))(kit.state(), batch, ())
+        assert float(metrics["grad_norm"]) < float(metrics_free["grad_norm"])
+
+    def test_methods_are_told_the_epoch(self, make_kit, batch):
+        def terms(params, memory, inputs):
+            progress = inputs.progress
+            epoch = progress.epoch + 100 * progress.epochs
+            return {"loss": jnp.full(16, 1.0) * epoch}, memory
+
+        kit = make_kit(self._method(terms))
+        state, step = kit.state(), jax.jit(kit.step)
+        values = []
+        for _ in range(5):
+            state, metrics = step(state, batch, ())
+            values.append(float(metrics["loss"]))
+        assert values == [500, 500, 500, 500, 501]
+
+    def test_the_average_holds_what_the_readout_needs(self, make_kit, batch):
+        def terms(params, memory, inputs):
+            value = params["scale"] * jnp.ones(16)
+            return {"loss": value}, {"seen": memory["seen"] + 1.0}
+
+        def readout(params, memory, student):
+            return student.logits * params["scale"] + memory["seen"]
+
+        kit = make_kit(self._method(terms, readout=readout), ema=0.5, momentum=0.0)
+        state, _ = jax.jit(kit.step)(kit.state(), batch, ())
+        final = final_variables(state, kit.method)
+        np.testing.assert_allclose(final["readout"]["params"]["scale"], 0.95)
+        np.testing.assert_allclose(final["readout"]["memory"]["seen"], 0.5)
+        plain = make_kit(self._method(terms, readout=readout)).state()
+        assert "readout" in final_variables(plain, kit.method)
+
+
+def make_step(kit, **options):
+    """The step of a kit whose optimiser was changed."""
+    return make_train_step(
+        student=kit.student.apply,
+        teachers=[t.apply for t in kit.teachers],
+        method=kit.method,
+        tx=kit.tx,
+        schedule=lambda step: jnp.zeros(()),
+        augmentation=Augmentation(),
+        num_classes=3,
+        steps_per_epoch=4,
+        epochs=5,
+        **options,
+    )

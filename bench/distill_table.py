@@ -1,0 +1,327 @@
+"""Every method from the same teacher: a table of mean ± deviation over seeds.
+
+    python bench/distill_table.py --data=digits --seeds=3 --out=docs/methods/digits.json
+    python bench/distill_table.py --methods=none,kd,dkd --pair=resnet32x4-resnet8x4 \
+        --data=cifar100 --path=data/cifar-100-python --epochs=240
+    python bench/distill_table.py --data=sample --out=docs/methods/liver.json
+
+For each seed the teachers and the student alone are trained once; every method then
+teaches the same student, from the same initial weights, with the same batches. One
+program is compiled for all seeds. Prints Markdown; `--out` also writes JSON, adding to
+a file that is there if the same settings made it.
+
+The cost of a step is measured, not counted: the median over the steps of all seeds,
+divided by that of KD in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxkd.training import Plan, Setup, Stage, make_setup, sharding
+from jaxkd.training.evaluation import Evaluation
+from jaxkd.training.loop import train_batches
+from jaxkd.training.schema import plain
+from jaxkd.training.workdir import describe_device, versions
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "configs"))
+
+import shared  # noqa: E402
+
+DATA = ("digits", "npz", "cifar100", "sample")
+PAIRS = {"sample": "unetpp-resnet18_seg"}
+EPOCHS = {"digits": 12, "npz": 12, "cifar100": 240, "sample": 12}
+# Stages that every method of a seed shares.
+COMMON = ("teacher", "assistant", "student_alone")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is trained."""
+
+    data: str
+    path: str | None
+    pair: str
+    width: float
+    epochs: int
+    seeds: int
+    batch_size: int
+
+    @property
+    def networks(self) -> tuple[dict, dict]:
+        teacher, _, student = self.pair.partition("-")
+        return tuple(self._network(name) for name in (teacher, student))
+
+    def _network(self, name: str) -> dict:
+        network: dict[str, Any] = dict(name=name)
+        if self.width != 1.0:
+            network["width_factor"] = self.width
+        if self.data == "cifar100" and name in ("resnet18", "resnet34", "resnet50"):
+            network["stem"] = "cifar"
+        return network
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options, methods, out = parse(arguments)
+    command = "python bench/distill_table.py " + " ".join(
+        sys.argv[1:] if arguments is None else arguments
+    )
+    results = read(out, options)
+    bench = Bench(options)
+    start = time.monotonic()
+    for method in methods:
+        if method in results["methods"]:
+            continue
+        print(f"{method} ...", end=" ", file=sys.stderr, flush=True)
+        results["methods"][method] = row = bench.run(method)
+        print(f"{mean(row['scores']):.4f}", file=sys.stderr)
+        results.update(
+            command=command,
+            device=describe_device(),
+            seconds=results["seconds"] + time.monotonic() - start,
+            metric=bench.metric,
+            teachers=bench.teachers(),
+            versions=versions(),
+        )
+        start = time.monotonic()
+        if out is not None:
+            out.write_text(json.dumps(results, indent=1) + "\n")
+    print(markdown(results))
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> tuple[Options, list[str], Path | None]:
+    """The options, the methods in the order of the recipes, and the file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--methods", default="all", help="all, or names with commas")
+    parser.add_argument("--pair", help="TEACHER-STUDENT")
+    parser.add_argument("--data", choices=DATA, default="digits")
+    parser.add_argument("--path", help="file or folder of the data")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--width", type=float, help="width factor of both networks")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--out", type=Path, help="JSON file to write or to add to")
+    args = parser.parse_args(arguments)
+    small = args.data in ("digits", "npz", "sample")
+    options = Options(
+        data=args.data,
+        path=args.path,
+        pair=args.pair or PAIRS.get(args.data, "resnet20-resnet8"),
+        width=args.width or (0.125 if args.data == "sample" else 0.5 if small else 1.0),
+        epochs=args.epochs or EPOCHS[args.data],
+        seeds=args.seeds,
+        batch_size=args.batch_size or (8 if args.data == "sample" else 64),
+    )
+    known = shared.SEGMENTATION if args.data == "sample" else shared.RECIPES
+    methods = list(known) if args.methods == "all" else args.methods.split(",")
+    for method in methods:
+        if method not in known:
+            parser.error(f"no method {method!r} for {args.data}; {', '.join(known)}")
+    if args.data in ("npz", "cifar100") and not args.path:
+        parser.error(f"--data={args.data} needs --path")
+    if options.seeds < 1 or options.epochs < 1 or "-" not in options.pair:
+        parser.error("--seeds and --epochs must be > 0, --pair TEACHER-STUDENT")
+    # The baseline and KD come first: every other row is set against them.
+    first = [m for m in ("none", "kd") if m in known]
+    return options, [*first, *(m for m in methods if m not in first)], args.out
+
+
+def read(out: Path | None, options: Options) -> dict[str, Any]:
+    """The results so far: those of a file made by the same settings, or none."""
+    settings = dataclasses.asdict(options)
+    if out is not None and out.exists():
+        results = json.loads(out.read_text())
+        if results["settings"] != settings:
+            raise SystemExit(f"{out} was made with other settings; give another --out")
+        return results
+    return {"settings": settings, "methods": {}, "seconds": 0.0}
+
+
+class Bench:
+    """Trains methods on shared teachers; keeps what several methods need."""
+
+    def __init__(self, options: Options):
+        self._options = options
+        # By (network, seed): variables; by network: scores.
+        self._variables: dict[tuple[str, int], Any] = {}
+        self._scores: dict[str, list[float]] = {}
+        self.metric = "dice" if options.data == "sample" else "accuracy"
+
+    def teachers(self) -> dict[str, list[float]]:
+        """The scores of the networks that teach."""
+        return {k: v for k, v in self._scores.items() if k != "student_alone"}
+
+    def run(self, method: str) -> dict[str, Any]:
+        """Trains the student with a method, for every seed."""
+        setup = make_setup(Plan.from_config(plain(self._config(method).to_dict())))
+        evaluation = Evaluation(setup)
+        own: dict[tuple[str, int], Any] = {}
+        seconds: list[float] = []
+        for stage in setup.stages:
+            (first, *_) = stage.learners
+            if first in COMMON and first in self._scores:
+                continue
+            step = jax.jit(stage.train_step(setup.plan.data.augment), donate_argnums=0)
+            scores = []
+            for seed in range(self._options.seeds):
+                seeded = dataclasses.replace(
+                    setup, plan=dataclasses.replace(setup.plan, seed=seed)
+                )
+                known = {
+                    name: value
+                    for store in (self._variables, own)
+                    for (name, s), value in store.items()
+                    if s == seed
+                }
+                state, times = train(seeded, stage, step, known)
+                finals = stage.final_variables(state)
+                network = stage.members[first]
+                scores.append(
+                    evaluation.metrics(network, finals[first], surface=False)[
+                        self.metric
+                    ]
+                )
+                store = self._variables if first in COMMON else own
+                store.update({(name, seed): v for name, v in finals.items()})
+                seconds = (seconds if stage is setup.stages[-1] else []) + times
+            if first in COMMON:
+                self._scores[first] = scores
+        if method == "none":
+            self._scores["student_alone"] = scores
+        costs = setup.costs[setup.stages[-1].learners[0]]
+        return {
+            "scores": scores,
+            "milliseconds": 1e3 * statistics.median(seconds),
+            "params": costs.params,
+            "stages": len([s for s in setup.stages if s.name not in COMMON]),
+        }
+
+    def _config(self, method: str) -> ConfigDict:
+        options = self._options
+        teacher, student = options.networks
+        config = shared.base()
+        if options.data == "sample":
+            return self._segmentation(method)
+        if options.data == "cifar100":
+            config.data = shared.cifar100(options.batch_size)
+            optimizer = shared.cifar100_optimizer(
+                options.batch_size, epochs=options.epochs
+            )
+            if optimizer["milestones"][0] < 1 or len(
+                set(optimizer["milestones"])
+            ) < len(optimizer["milestones"]):
+                optimizer = shared.digits_optimizer(options.epochs)
+        else:
+            config.data = shared.digits(options.batch_size)
+            config.data.source = options.data
+            optimizer = shared.digits_optimizer(options.epochs)
+        config.data.path = options.path
+        return shared.pair(
+            config,
+            method,
+            teacher=teacher,
+            student=student,
+            optimizer=optimizer,
+            epochs=options.epochs,
+            first=max(1, options.epochs // 8),
+            alone=False,
+        )
+
+    def _segmentation(self, method: str) -> ConfigDict:
+        options = self._options
+        teacher, student = options.networks
+        config, optimizer, _ = shared.liver(smoke=False)
+        config.data.image_size = 64
+        config.data.batch_size = options.batch_size
+        config.networks = dict(teacher=teacher, student=student)
+        common = dict(optimizer=optimizer, epochs=options.epochs)
+        task = dict(focal_dice=dict(weight=1.0))
+        stages = dict(student=shared.segmentation_stage(method, **common))
+        if method != "none":
+            stages = dict(teacher=dict(method=task, **common), **stages)
+        return shared.stages(config, **stages)
+
+
+def train(
+    setup: Setup, stage: Stage, step: Any, variables: dict[str, Any]
+) -> tuple[Any, list[float]]:
+    """Trains one stage and returns its state and the seconds of its steps."""
+    state = jax.jit(stage.begin)(
+        setup.key(), {name: variables[name] for name in stage.starts}
+    )
+    teachers = tuple(variables[t.name] for t in stage.teachers)
+    iterator = iter(train_batches(setup, stage))
+    times = []
+    try:
+        for _ in range(stage.total_steps):
+            batch = sharding.put_batch(next(iterator), setup.mesh)
+            start = time.perf_counter()
+            state, metrics = step(state, batch, teachers)
+            loss = float(metrics["loss"])
+            times.append(time.perf_counter() - start)
+            if not np.isfinite(loss):
+                raise SystemExit(f"stage {stage.name!r}: the loss is {loss}")
+    finally:
+        iterator.close()
+    return state, times
+
+
+def mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The sample standard deviation; 0 of one value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The table, with what was run and where."""
+    methods, settings = results["methods"], results["settings"]
+    metric = {"accuracy": "top-1 (%)", "dice": "Dice (%)"}[results["metric"]]
+    lines = [
+        f"| method | {metric} | against none | step against KD |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, scores in results["teachers"].items():
+        lines.append(f"| *{name}* | {spread(scores)} | | |")
+    none = methods.get("none", {}).get("scores")
+    kd = methods.get("kd", {}).get("milliseconds")
+    for name, row in methods.items():
+        gain = ratio = ""
+        if none is not None and name != "none":
+            # Seeds are paired: they share teacher, initial weights and batches.
+            gains = [a - b for a, b in zip(row["scores"], none, strict=True)]
+            gain = f"{100 * mean(gains):+.2f} ± {100 * deviation(gains):.2f}"
+        if kd is not None:
+            ratio = f"{row['milliseconds'] / kd:.2f}"
+        lines.append(f"| `{name}` | {spread(row['scores'])} | {gain} | {ratio} |")
+    about = (
+        f"{settings['pair']} (width x {settings['width']:g}), {settings['data']}, "
+        f"{settings['epochs']} epochs, {settings['seeds']} seeds, mean ± sample "
+        f"deviation; {results['device']}; {results['seconds'] / 60:.0f} min in all.\n\n"
+        f"`{results['command']}`"
+    )
+    return "\n".join([*lines, "", about])
+
+
+def spread(scores: Sequence[float]) -> str:
+    return f"{100 * mean(scores):.2f} ± {100 * deviation(scores):.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,6 @@
+"""Methods that restore the teacher's features."""
+
+METHODS = [
+    ("ghnd", {}, "equal"),
+    ("hnd", {}, "equal"),
+]
