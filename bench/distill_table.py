@@ -175,7 +175,7 @@ class Bench:
             (first, *_) = stage.learners
             if first in COMMON and first in self._scores:
                 continue
-            step = jax.jit(stage.train_step(setup.plan.data.augment), donate_argnums=0)
+            step = jax.jit(stage.train_step(setup.augmentation), donate_argnums=0)
             scores = []
             for seed in range(self._options.seeds):
                 seeded = dataclasses.replace(

@@ -242,6 +242,9 @@ def pair(
     config.networks = networks
     config.stages = ConfigDict({**before, **stages})
     config.run = (*before, *stages)
+    if method == "crd" and config.data.source == "digits":
+        # The published number is larger than the whole set.
+        config.stages.student.method.crd.negatives = 1024
     if method == "mlld":
         config.data.augment.strong = dict(ops=2, magnitude=10.0)
     if method == "function_matching":
@@ -325,15 +328,15 @@ SEGMENTATION = {
     "skd_pixel": dict(skd_pixel=dict(factor=10.0)),
     "skd_pair": dict(skd_pair=dict(factor=1.0)),
     "skd": dict(skd=dict()),
-    "ifvd": dict(ifvd=dict(factor=200.0)),
-    "cirkd": dict(cirkd=dict()),
+    "ifvd": dict(ifvd=dict(factor=200.0, student_tap="d2", teacher_tap="d3")),
+    "cirkd": dict(cirkd=dict(student_tap="e4", teacher_tap="e5")),
     "dist": dict(dist=dict(temperature=1.0)),
     "mgd_masked": dict(
         mgd_masked=dict(
             mask_unit="pixels",
             lambda_mgd=0.75,
             alpha=2e-5,
-            student_tap="e5",
+            student_tap="e4",
             teacher_tap="e5",
         )
     ),

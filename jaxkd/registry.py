@@ -168,8 +168,7 @@ def check_options(
     known = {
         name: p
         for name, p in parameters.items()
-        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-        and name not in elsewhere
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and name not in elsewhere
     }
     for name in options:
         if name not in known:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -458,21 +459,45 @@ def test_the_paper_scale_variants_run_on_volumes_of_the_real_layout(
     assert predictions["truth"].max() == 1
 
 
+SPECS = """
+bottlefit bottlefit:digits,ghnd-kd bottlefit:digits,ghnd-ft-fe bottlefit:digits,ghnd-ft
+bottlefit:digits,hnd-ft bottlefit:seg bottlefit:seg-smoke bottlefit:seg-smoke,hnd-ft
+bottlefit:smoke bottlefit:cifar100 cifar100 cifar100:smoke
+cifar100:resnet32x4-resnet8x4-dkd cifar100:vgg13-mobilenetv2_cifar-mlld-256
+cifar100:resnet50-vgg8-crd deit deit:smoke deit:cifar100,soft dml dml:smoke dml:cifar100
+digits digits:smoke fkd fkd:smoke fkd:stored function_matching function_matching:smoke function_matching:cifar100
+hlfd hlfd:smoke hlfd:sample,method=hifd hlfd:lits hlfd:kits kd kd:smoke
+kd:resnet32x4-resnet8x4 kd:wrn_40_2-wrn_16_2 meal meal:v2-own meal:v1 meal:smoke
+meal:cifar100 mgd_ssss mgd_ssss:smoke nkd nkd:smoke nkd:cifar100 nkd:cifar100-effective
+residual_free residual_free:smoke residual_free:cifar100-20 residual_free:cifar100-110
+teacher_assistant teacher_assistant:smoke teacher_assistant:cifar100 uskd uskd:smoke
+uskd:cifar100
+""".split()
+
+
+def spec_path(spec):
+    name, colon, variant = spec.partition(":")
+    return f"{ROOT / 'configs' / name}.py{colon}{variant}"
+
+
 def test_every_config_and_variant_makes_a_plan():
-    specs = [
-        "configs/kd.py",
-        "configs/kd.py:smoke",
-        "configs/kd.py:resnet32x4-resnet8x4",
-        "configs/kd.py:wrn_40_2-wrn_16_2",
-        "configs/hlfd.py",
-        "configs/hlfd.py:smoke",
-        "configs/hlfd.py:sample,method=hifd",
-        "configs/hlfd.py:lits",
-        "configs/hlfd.py:kits",
-    ]
-    for spec in specs:
-        plan = Plan.from_config(load_config(str(ROOT / spec)))
-        assert list(plan.stages) == ["teacher", "student_alone", "student"]
+    for spec in SPECS:
+        Plan.from_config(load_config(spec_path(spec)))
+    files = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"shared"}
+    assert files == {spec.partition(":")[0] for spec in SPECS}
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if "smoke" in s])
+def test_every_smoke_variant_has_networks_and_methods_that_fit(spec):
+    setup = make_setup(Plan.from_config(load_config(spec_path(spec))))
+    assert setup.stages
+
+
+def test_every_recipe_fits_networks_of_the_cifar_families():
+    shared = runpy.run_path(str(ROOT / "configs" / "shared.py"))
+    for method in shared["RECIPES"]:
+        config = load_config(spec_path(f"digits:{method}"))
+        assert make_setup(Plan.from_config(config)).stages
 
 
 def test_an_unknown_variant_lists_the_known_ones(capsys, tmp_path):

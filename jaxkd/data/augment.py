@@ -11,8 +11,9 @@ mean and standard deviation, crop box, mixing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax
@@ -20,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 from jaxtyping import Array, Float, Integer, Shaped
+
+from jaxkd.data.randaugment import rand_augment
 
 Batch = Mapping[str, jax.Array]
 Box = tuple[int, int, int, int]
@@ -85,7 +88,8 @@ class Augmentation:
       cutmix: the same for CutMix (Yun et al., "CutMix", ICCV 2019). With both on, a
         fair coin picks one for each batch.
       strong: makes a second view of every image, `image_strong`: the same operations
-        with draws of their own, and RandAugment. Classification only.
+        with draws of their own, and RandAugment. Classification only; float images
+        must lie in [0, 1].
 
     Raises:
       ValueError: an option is out of range.
@@ -233,11 +237,20 @@ class Augmentation:
                     "a strong view needs one label per image; leave strong out for "
                     "segmentation"
                 )
-            view_keys = _record_keys(
-                jax.random.fold_in(epoch_key, _STRONG), batch["index"]
-            )
+            strong_key = jax.random.fold_in(epoch_key, _STRONG)
             output["image_strong"], _ = self._view(
-                batch["image"], None, view_keys, strong=self.strong
+                batch["image"],
+                None,
+                _record_keys(strong_key, batch["index"]),
+                strong=functools.partial(
+                    rand_augment,
+                    key=jax.random.fold_in(key, _STRONG),
+                    epoch=epoch,
+                    index=batch["index"],
+                    num_ops=self.strong.ops,
+                    magnitude=self.strong.magnitude,
+                    fill=self.fill,
+                ),
             )
         if "unlabelled_image" in batch:
             # These go round at a pace of their own: a record may come twice in an
@@ -259,7 +272,9 @@ class Augmentation:
                 )
             batch_key = jax.random.fold_in(epoch_key, _WHOLE_BATCH)
             batch_key = jax.random.fold_in(batch_key, batch["index"][0])
-            targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+            targets = batch.get("target")
+            if targets is None:
+                targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
             output["image"], output["target"] = self._mix(images, targets, batch_key)
         return output
 
@@ -288,7 +303,7 @@ class Augmentation:
         images: jax.Array,
         masks: jax.Array | None,
         keys: jax.Array,
-        strong: StrongView | None = None,
+        strong: Callable[[jax.Array], jax.Array] | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """One augmented view of images and their dense labels."""
         images, was_uint8 = self._prepare(images)
@@ -296,9 +311,7 @@ class Augmentation:
         images, masks = self._geometry(images, masks, draws)
         images = self._intensity(images, draws, was_uint8)
         if strong is not None:
-            images = rand_augment(
-                images, keys, num_ops=strong.ops, magnitude=strong.magnitude
-            )
+            images = strong(images)
         images = crop(self._normalise(images), self.crop_box)
         return images, None if masks is None else crop(masks, self.crop_box)
 

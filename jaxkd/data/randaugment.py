@@ -124,19 +124,17 @@ def apply_operation(
     shear, shift = 0.3 * share, share * (150 / 331)
     # For each output position (column, row) the position that it reads; a turn is about
     # the centre, a shear about the corner.
-    centre, middle = width / 2, height / 2
-    maps = jnp.stack(
+    x, y = width / 2, height / 2
+    maps = jnp.array(
         [
-            jnp.stack([cos, -sin, centre - cos * centre + sin * middle]),
-            jnp.stack([sin, cos, middle - sin * centre - cos * middle]),
-            *(jnp.stack([jnp.asarray(x, jnp.float32) for x in row]) for row in (
-                (1, shear, 0), (0, 1, 0),
-                (1, 0, 0), (shear, 1, 0),
-                (1, 0, shift * width), (0, 1, 0),
-                (1, 0, 0), (0, 1, shift * height),
-            )),
-        ]
-    ).reshape(5, 2, 3)  # fmt: skip
+            [[cos, -sin, x - cos * x + sin * y], [sin, cos, y - sin * x - cos * y]],
+            [[1, shear, 0], [0, 1, 0]],
+            [[1, 0, 0], [shear, 1, 0]],
+            [[1, 0, shift * width], [0, 1, 0]],
+            [[1, 0, 0], [0, 1, shift * height]],
+        ],
+        jnp.float32,
+    )
     factor = 1 + 0.9 * share
     branches = [
         lambda: image,

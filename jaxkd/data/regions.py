@@ -23,12 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxkd.data.augment import Augmentation
 from jaxkd.data.crops import crop_and_flip, crop_one, draw_crops
 from jaxkd.data.source import (
     DamagedFileError,
     Record,
     Source,
     SourceInfo,
+    read_labels,
     require_path,
 )
 from jaxkd.numerics import compress_labels, kept_classes, recover_labels
@@ -149,6 +151,7 @@ class RegionSource:
     """
 
     info: SourceInfo
+    regions: Regions
 
     def __init__(self, source: Source, regions: Regions):
         info = source.info
@@ -165,6 +168,7 @@ class RegionSource:
         if info.task != "classification":
             raise ValueError(f"{info.name}: stored regions need one label per image")
         self.info = info
+        self.regions = regions
         self._source = source
         self._stored = {
             "region_box": regions.coords.astype(np.float32),
@@ -177,6 +181,11 @@ class RegionSource:
     def groups(self) -> Sequence[str]:
         """The group of each record."""
         return self._source.groups
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of all records."""
+        return read_labels(self._source)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -200,6 +209,45 @@ class RegionSource:
 def with_regions(source: Source, regions: Regions) -> RegionSource:
     """Joins images and their stored regions; see `RegionSource`."""
     return RegionSource(source, regions)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegionAugmentation:
+    """Cuts stored regions out of a batch, then augments what was cut.
+
+    Attributes:
+      augmentation: what happens to the crops.
+      crops: regions of each record.
+      size: `(height, width)` of the crops.
+      label_format: of the stored labels.
+    """
+
+    augmentation: Augmentation
+    crops: int
+    size: tuple[int, int]
+    label_format: str
+
+    def train(
+        self,
+        batch: Mapping[str, jax.Array],
+        *,
+        key: jax.Array,
+        epoch: int | jax.Array,
+        num_classes: int,
+    ) -> dict[str, jax.Array]:
+        """Does for a training batch what `Augmentation.train` does."""
+        cut = choose_regions(
+            batch,
+            key=key,
+            epoch=epoch,
+            crops=self.crops,
+            size=self.size,
+            label_format=self.label_format,
+            num_classes=num_classes,
+        )
+        return self.augmentation.train(
+            cut, key=key, epoch=epoch, num_classes=num_classes
+        )
 
 
 def choose_regions(

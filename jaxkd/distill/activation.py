@@ -141,8 +141,8 @@ def ofd(
     norm is only the residual branch's, as in the published code: its shortcut does not
     enter the margin.
 
-    Paper and code: the benchmark's code averages the teacher to the student's size, as
-    here; the paper compares maps of one size.
+    Paper and code: averaging the teacher to the student's size is the benchmark's
+    (mdistiller's) addition.
 
     Args:
       factor: of the loss; a number or a schedule.

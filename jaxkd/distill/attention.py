@@ -44,9 +44,9 @@ def at(
 
     Cost: reads each map once; no matrix product.
 
-    Pitfalls: the mean over pixels makes the value small, hence the large factor; with
-    `norm="paper"` a factor near 1 is of the same order. Networks that differ much in
-    their receptive fields have attentions that need not agree.
+    Pitfalls: the mean over pixels makes the value small, hence the large factor; choose
+    a much smaller one with `norm="paper"`. Networks that differ much in their receptive
+    fields have attentions that need not agree.
 
     Paper and code: the paper sums norms, the published code (default) averages squares;
     `norm` chooses. For segmentation, `seg_at` and `hlfd` use the variant with exponent
@@ -112,9 +112,8 @@ def nst(
     Cost: matrix products within each example: of the channels (`c^2 h w`) or of the
     pixels (`(h w)^2 c`), whichever gives the smaller matrices.
 
-    Pitfalls: with maps behind a ReLU all products are positive and the discrepancy is
-    small for any two networks. A constant channel contributes the constant pattern; a
-    channel of zeros contributes nothing and gets no gradient.
+    Pitfalls: behind a ReLU no product is negative, so that all channels look somewhat
+    alike. A channel of zeros contributes nothing and gets no gradient.
 
     Published: CIFAR-100, 240 epochs: 73.30 for ResNet-8x4 from ResNet-32x4 (alone
     72.50, teacher 79.42), 74.89 for ShuffleNetV1 from WRN-40-2 (alone 70.50, teacher

@@ -98,7 +98,7 @@ def simkd(
     teacher_tap: str | None = None,
     factor: int = 2,
 ) -> Method:
-    """The student learns the teacher's last map and keeps its classifier (Chen, 2022).
+    """The student takes over the teacher's classifier (Chen et al., 2022).
 
     A projector `P` of 1x1, 3x3 and 1x1 convolutions, each with norm and ReLU, leads the
     student's last map to the teacher's. That is the only loss: no labels, no logits.

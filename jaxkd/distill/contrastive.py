@@ -62,9 +62,9 @@ def crd(
     Cost: products `[b, dim] x [dim, records]` for each bank, and `b * negatives` draws.
     Every step reads both banks (51 MB for 50,000 records).
 
-    Pitfalls: Z is set by the first batch, so a stage that goes on from a checkpoint
-    keeps the constants of the old run. With `batch_size` of the whole mesh, one device
-    or eight see the same banks.
+    Pitfalls: Z is set by the first batch and scales the loss from then on; it belongs
+    to the checkpoint as much as the banks do. Class labels choose the negatives, so the
+    method cannot be used on unlabelled records.
 
     Paper and code: banks, NCE and the frozen Z are those of the authors' code. There a
     negative is drawn anew by each loader process; here the draw is a function of the

@@ -26,7 +26,6 @@ from jaxkd.layers.blocks import Maps, NewMaps
 from jaxkd.losses.checks import check_positive, mean_per_example
 from jaxkd.losses.factor import Variant
 
-
 _fan_out_uniform: Initializer = nn.initializers.variance_scaling(
     1 / 3, "fan_out", "uniform"
 )

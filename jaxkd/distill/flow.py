@@ -49,8 +49,7 @@ def fsp(
     Paper and code: the method trains in two phases: first the student's layers by this
     loss alone (30 epochs in the benchmark's code), then the student by its labels
     without this loss. That is two stages of a run, with the parts `{"fsp": 1.0}` and
-    `{"ce": 1.0}`. In one stage with the labels it is a regulariser, which the paper
-    does not study.
+    `{"ce": 1.0}`.
 
     Published: CIFAR-100, 30 + 240 epochs: 69.95 for ResNet-20 from ResNet-56 (alone
     69.06, teacher 72.34), 72.91 for WRN-16-2 from WRN-40-2 (alone 73.26, teacher
@@ -119,8 +118,8 @@ def kdsvd(
     change of a map, and their gradient is large; see `losses.kdsvd` for where it is
     cut. Clip the gradients of the run.
 
-    Paper and code: the benchmark's code reads a map as `channels * height` rows of
-    `width` entries, as by default here; the paper's matrix is one of pixels by
+    Paper and code: one benchmark's code (mdistiller) reads a map as `channels * height`
+    rows of `width` entries, as by default here; another's (RepDistiller) as pixels by
     channels, which `view="pixels"` gives. The signs of singular vectors are arbitrary
     and enter the loss: the code takes those of its library, here the largest entry of
     each of the teacher's vectors is positive. So published values cannot be reproduced

@@ -37,7 +37,8 @@ class DataSpec:
     Attributes:
       records: training records; `batch["index"]` runs from 0 to `records - 1`.
       num_classes: classes of the labels.
-      batch_size: records per step, over all devices.
+      batch_size: records that the method sees at once, over all devices (with
+        accumulated gradients, those of a micro-batch).
       steps_per_epoch: optimiser steps per epoch.
       epochs: epochs of the stage.
       read_labels: returns the class of every training record, int `[records]`; None

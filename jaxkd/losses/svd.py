@@ -40,12 +40,12 @@ def kdsvd(
     to it in absolute cosine, with the sign of the cosine. Both are multiplied with the
     teacher's singular values, scaled to unit length. A map is read as a matrix:
 
-        view="rows":    [channels * height, width], the reading of the reference code
-        view="pixels":  [height * width, channels]
+        view="rows":    [channels * height, width], the reading of mdistiller
+        view="pixels":  [height * width, channels], that of RepDistiller
 
     The signs of singular vectors are arbitrary, and the value depends on those of the
     teacher. Here the largest entry of each vector is positive, on every device; the
-    reference code takes the signs that its library returns.
+    published code takes the signs that its library returns.
 
     The gradient is that of the exact singular vectors. Those that belong to equal
     singular values are no functions of the map: between two squared singular values

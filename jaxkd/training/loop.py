@@ -292,7 +292,7 @@ class StageRunner:
 
         # ------------------------------------------------------------------ step
         step_fn = jax.jit(
-            stage.train_step(plan.data.augment),
+            stage.train_step(setup.augmentation),
             donate_argnums=0,
             out_shardings=(shardings, replicated),
         )

@@ -16,15 +16,22 @@ from jax.sharding import Mesh
 from jaxkd import data
 from jaxkd.analysis.costs import Costs
 from jaxkd.data import Source
+from jaxkd.data.regions import (
+    RegionAugmentation,
+    RegionSource,
+    read_regions,
+    with_regions,
+)
 from jaxkd.data.source import read_labels
 from jaxkd.data.split import split_labelled
 from jaxkd.distill.method import DataSpec
 from jaxkd.training import sharding
 from jaxkd.training.network import Network
 from jaxkd.training.networks import make_network, network_costs
-from jaxkd.training.plan import DataPlan, Plan
+from jaxkd.training.plan import Plan
 from jaxkd.training.schema import ConfigError, at
 from jaxkd.training.stage import Stage, make_stage
+from jaxkd.training.step import Augments
 from jaxkd.training.workdir import import_tensorboard
 
 # Metrics that can tell the best checkpoint: larger is better.
@@ -58,6 +65,20 @@ class Setup:
         return self.plan.evaluation.metric or _SCORES[self.task][0]
 
     @property
+    def augmentation(self) -> Augments:
+        """What prepares the training batches."""
+        plan = self.plan.data
+        if not isinstance(self.train, RegionSource):
+            return plan.augment
+        height, width, _ = self.train.info.image_shape
+        return RegionAugmentation(
+            augmentation=plan.augment,
+            crops=plan.region_crops,
+            size=(height, width),
+            label_format=self.train.regions.label_format,
+        )
+
+    @property
     def eval_batch_size(self) -> int:
         """Records per evaluation batch, rounded up to the number of devices."""
         size = self.plan.evaluation.batch_size or self.plan.data.batch_size
@@ -87,7 +108,7 @@ def make_setup(plan: Plan) -> Setup:
                 train, plan.data.labelled_fraction, seed=plan.seed
             )
         if plan.data.regions is not None:
-            train = _with_regions(train, plan.data)
+            train = with_regions(train, read_regions(plan.data.regions))
     scores = _SCORES[train.info.task]
     if plan.evaluation.metric not in (None, *scores):
         raise ConfigError(
@@ -233,12 +254,6 @@ def _data_spec(plan: Plan, train: Source, unlabelled: Source | None) -> DataSpec
             else None
         ),
     )
-
-
-def _with_regions(train: Source, plan: DataPlan) -> Source:
-    from jaxkd.data import regions
-
-    return regions.with_regions(train, regions.read_regions(plan.regions))
 
 
 def _check_task(network: Network, task: str) -> None:

@@ -15,7 +15,6 @@ import jax
 import optax
 
 from jaxkd import distill
-from jaxkd.data import Augmentation
 from jaxkd.distill.custom import from_loss
 from jaxkd.distill.method import DataSpec, Method, Specs, Weight, compose
 from jaxkd.training import optimizers, wrappers
@@ -25,6 +24,7 @@ from jaxkd.training.plan import StagePlan
 from jaxkd.training.schema import ConfigError, at
 from jaxkd.training.state import TrainState
 from jaxkd.training.step import (
+    Augments,
     StepFn,
     final_variables,
     init_state,
@@ -121,7 +121,7 @@ class Stage:
         (source,) = own.values()
         return self.init_state(key, started_from(state.variables(), source))
 
-    def train_step(self, augmentation: Augmentation) -> StepFn:
+    def train_step(self, augmentation: Augments) -> StepFn:
         """The stage's step, to be compiled (see `step.make_train_step`)."""
         return make_train_step(
             student=self.student.apply,
@@ -175,7 +175,9 @@ def make_stage(
       ConfigError: one line that names the config key and what is wrong.
     """
     path = f"config.stages.{name}"
-    data = dataclasses.replace(data, epochs=plan.epochs)
+    data = dataclasses.replace(
+        data, epochs=plan.epochs, batch_size=data.batch_size // plan.accumulate
+    )
     student = (
         next(iter(learners.values()))
         if len(learners) == 1

@@ -9,7 +9,7 @@ have drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,22 @@ Metrics = dict[str, Any]
 StepFn = Callable[
     [TrainState, Batch, tuple[Variables, ...]], tuple[TrainState, Metrics]
 ]
+
+
+class Augments(Protocol):
+    """What prepares a training batch, such as `Augmentation`."""
+
+    def train(
+        self,
+        batch: Mapping[str, jax.Array],
+        *,
+        key: jax.Array,
+        epoch: int | jax.Array,
+        num_classes: int,
+    ) -> dict[str, jax.Array]:
+        """Returns the batch as the networks read it."""
+        ...
+
 
 # Streams of random numbers drawn from one step's key.
 _METHOD, _NETWORK, _PREPARE, _TEACHER = range(4)
@@ -107,7 +123,7 @@ def make_train_step(
     method: Method,
     tx: optax.GradientTransformation,
     schedule: Schedule,
-    augmentation: Augmentation,
+    augmentation: Augments,
     num_classes: int,
     steps_per_epoch: int,
     epochs: int,

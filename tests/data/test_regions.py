@@ -74,15 +74,16 @@ def test_stored_labels_are_the_teachers_answers_to_these_crops(source, regions):
     assert regions.coords.shape == (RECORDS, REGIONS, 4)
     assert regions.index.shape == regions.probability.shape == (RECORDS, REGIONS, 2)
     assert 0 < regions.flip.mean() < 1
+
+    @jax.jit
+    def answers(image, coords, flip):
+        images = jnp.broadcast_to(image, (REGIONS, *image.shape))
+        crops = data.crop_and_flip(images, coords, flip, size=(8, 8))
+        return jax.nn.softmax(predict(crops))
+
     for record in range(RECORDS):
-        image = jnp.asarray(source[record]["image"])
-        crops = data.crop_and_flip(
-            jnp.broadcast_to(image, (REGIONS, *image.shape)),
-            jnp.asarray(regions.coords[record]),
-            jnp.asarray(regions.flip[record]),
-            size=(8, 8),
-        )
-        p = np.asarray(jax.nn.softmax(predict(crops)))
+        arrays = source[record]["image"], regions.coords[record], regions.flip[record]
+        p = np.asarray(answers(*arrays))
         order = np.argsort(-p, axis=-1)[:, :2]
         np.testing.assert_array_equal(regions.index[record], order)
         np.testing.assert_allclose(
