@@ -465,7 +465,8 @@ bottlefit:digits,hnd-ft bottlefit:seg bottlefit:seg-smoke bottlefit:seg-smoke,hn
 bottlefit:smoke bottlefit:cifar100 cifar100 cifar100:smoke
 cifar100:resnet32x4-resnet8x4-dkd cifar100:vgg13-mobilenetv2_cifar-mlld-256
 cifar100:resnet50-vgg8-crd deit deit:smoke deit:cifar100,soft dml dml:smoke dml:cifar100
-digits digits:smoke fkd fkd:smoke fkd:stored function_matching function_matching:smoke function_matching:cifar100
+digits digits:smoke fkd fkd:smoke fkd:stored function_matching
+function_matching:smoke function_matching:cifar100
 hlfd hlfd:smoke hlfd:sample,method=hifd hlfd:lits hlfd:kits kd kd:smoke
 kd:resnet32x4-resnet8x4 kd:wrn_40_2-wrn_16_2 meal meal:v2-own meal:v1 meal:smoke
 meal:cifar100 mgd_ssss mgd_ssss:smoke nkd nkd:smoke nkd:cifar100 nkd:cifar100-effective

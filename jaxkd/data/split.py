@@ -71,7 +71,7 @@ class Subset:
       indices: which of its records.
     """
 
-    def __init__(self, source: Source, indices: Sequence[int]):
+    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray):
         self._source = source
         self._indices = np.asarray(indices, np.int64)
         self.info = source.info
@@ -80,7 +80,7 @@ class Subset:
     def groups(self) -> Sequence[str]:
         """The group of each record."""
         groups = self._source.groups
-        return [groups[i] for i in self._indices]
+        return [groups[int(i)] for i in self._indices]
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -55,7 +55,7 @@ def from_loss(
     function = load_reference(loss) if isinstance(loss, str) else loss
     reads = _reads(function, options)
     fixed = {k: v for k, v in options.items() if not callable(v)}
-    scheduled = {k: v for k, v in options.items() if callable(v)}
+    scheduled: dict[str, Any] = {k: v for k, v in options.items() if callable(v)}
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", part)
     check_options(function, fixed, f"{name!r}", elsewhere=[*reads, *scheduled])
     sides = {"student": student_tap, "teacher": teacher_tap}

@@ -276,7 +276,9 @@ def compose(
     def terms(params: Params, memory: Memory, inputs: Inputs) -> tuple[Terms, Memory]:
         values, new_memory = {}, {}
         for i, (part, method) in enumerate(methods.items()):
-            part_inputs = inputs.replace(key=jax.random.fold_in(inputs.key, i))
+            part_inputs = dataclasses.replace(
+                inputs, key=jax.random.fold_in(inputs.key, i)
+            )
             part_terms, new_memory[part] = method.terms(
                 params[part], memory[part], part_inputs
             )
@@ -320,8 +322,12 @@ def compose(
 
 
 def _most_teachers(methods: Mapping[str, Method]) -> int | Literal["many"]:
-    numbers = [m.num_teachers for m in methods.values()]
-    return "many" if "many" in numbers else max(n for n in numbers if n != "many")
+    most = 0
+    for method in methods.values():
+        if method.num_teachers == "many":
+            return "many"
+        most = max(most, method.num_teachers)
+    return most
 
 
 def _teacher_mode(methods: Mapping[str, Method]) -> Literal["eval", "train"]:

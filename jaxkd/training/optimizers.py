@@ -7,7 +7,7 @@ PyTorch optimisers behind most published numbers do; AdamW and LAMB decouple it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -167,7 +167,10 @@ def partitioned(
                 return f"own:{part}"
         return "stage"
 
-    parts = {"stage": tx, "frozen": optax.set_to_zero()}
+    parts: dict[Hashable, optax.GradientTransformation] = {
+        "stage": tx,
+        "frozen": optax.set_to_zero(),
+    }
     parts |= {f"own:{part}": part_tx for part, part_tx in own.items()}
     return optax.partition(parts, lambda params: jax.tree.map_with_path(label, params))
 

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxkd import data
@@ -120,25 +121,23 @@ def make_setup(plan: Plan) -> Setup:
             sharding.check_batch_size(
                 plan.data.batch_size, mesh, accumulate=stage.accumulate
             )
+        if plan.data.unlabelled_batch_size is not None:
+            with at("config.data.unlabelled_batch_size: each half"):
+                sharding.check_batch_size(
+                    plan.data.unlabelled_batch_size // 2,
+                    mesh,
+                    accumulate=stage.accumulate,
+                )
+    if plan.data.regions is not None:
+        with at("config.data.batch_size: records, each with its crops"):
+            records = plan.data.batch_size // plan.data.region_crops
+            sharding.check_batch_size(records, mesh)
     data_spec = _data_spec(plan, train, unlabelled)
-    if data_spec.batch_size % mesh.size or (plan.data.unlabelled_batch_size or 0) % (
-        2 * mesh.size
-    ):
-        raise ConfigError(
-            f"config.data.unlabelled_batch_size: each half must split over the "
-            f"{mesh.size} devices, got {plan.data.unlabelled_batch_size}"
-        )
     with at("config.data.augment"):
         input_shape = plan.data.augment.output_shape(train.info.image_shape)
-        if train.info.task == "segmentation" and (
-            plan.data.augment.mixup or plan.data.augment.cutmix
-        ):
-            raise ValueError(
-                "mixup and cutmix need one label per image; leave them out for "
-                "segmentation"
-            )
+        _check_augmentation(plan, train)
 
-    networks, costs = {}, {}
+    networks = {}
     for name, network_plan in plan.networks.items():
         with at(f"config.networks.{name}"):
             networks[name] = make_network(
@@ -151,7 +150,44 @@ def make_setup(plan: Plan) -> Setup:
             )
         _check_task(networks[name], train.info.task)
 
+    stages, trained, costs = _stages(plan, networks, data_spec, input_shape)
+    return Setup(
+        plan=plan,
+        mesh=mesh,
+        train=train,
+        unlabelled=unlabelled,
+        test=test,
+        networks=trained,
+        stages=stages,
+        costs=costs,
+    )
+
+
+def _check_augmentation(plan: Plan, train: Source) -> None:
+    """Checks what depends on the task and on the kind of images."""
+    augment = plan.data.augment
+    if train.info.task == "segmentation":
+        for name in ("mixup", "cutmix", "strong"):
+            if getattr(augment, name):
+                raise ValueError(
+                    f"{name} needs one label per image; leave it out for segmentation"
+                )
+    if augment.strong is not None and train[0]["image"].dtype != np.uint8:
+        raise ValueError(
+            f"strong needs uint8 images; {train.info.name!r} has "
+            f"{train[0]['image'].dtype} images"
+        )
+
+
+def _stages(
+    plan: Plan,
+    networks: Mapping[str, Network],
+    data_spec: DataSpec,
+    input_shape: tuple[int, int, int],
+) -> tuple[tuple[Stage, ...], dict[str, Network], dict[str, Costs]]:
+    """The stages, the networks as they predict in the end, and what these cost."""
     stages, phases = [], dict.fromkeys(plan.networks, 0)
+    costs: dict[str, Costs] = {}
     for name, network_plan in plan.networks.items():
         if network_plan.frozen:
             variables = jax.eval_shape(networks[name].init, jax.random.key(0))
@@ -182,16 +218,7 @@ def make_setup(plan: Plan) -> Setup:
         )
         for learner, variables in finals.items():
             costs[learner] = network_costs(trained[learner], variables, input_shape)
-    return Setup(
-        plan=plan,
-        mesh=mesh,
-        train=train,
-        unlabelled=unlabelled,
-        test=test,
-        networks=trained,
-        stages=tuple(stages),
-        costs=costs,
-    )
+    return tuple(stages), trained, costs
 
 
 def _load_data(plan: Plan) -> tuple[Source, Source]:

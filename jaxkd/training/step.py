@@ -8,8 +8,9 @@ have drawn.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,7 @@ StepFn = Callable[
 ]
 
 
+@runtime_checkable
 class Augments(Protocol):
     """What prepares a training batch, such as `Augmentation`."""
 
@@ -155,12 +157,14 @@ def make_train_step(
     """
 
     def stop_frozen(params: Any) -> Any:
-        if frozen is None:
+        is_frozen = frozen
+        if is_frozen is None:
             return params
-        return jax.tree_util.tree_map_with_path(
-            lambda path, x: jax.lax.stop_gradient(x) if frozen(path_name(path)) else x,
-            params,
-        )
+
+        def stop(path: Sequence[Any], x: jax.Array) -> jax.Array:
+            return jax.lax.stop_gradient(x) if is_frozen(path_name(path)) else x
+
+        return jax.tree.map_with_path(stop, params)
 
     def loss_fn(
         params: dict[str, Any],
@@ -326,7 +330,9 @@ def _all_views(
             train=train,
             key=None if key is None else jax.random.fold_in(key, i),
         )
-    return outputs.replace(views=others) if others else outputs, collections
+    if others:
+        outputs = dataclasses.replace(outputs, views=others)
+    return outputs, collections
 
 
 def _blend(average: Any, variables: Any, decay: float) -> Any:

@@ -58,7 +58,7 @@ def join(networks: Sequence[Network], input_shape: Sequence[int]) -> Network:
                 member(variables, network.name), images, train=train, key=own_key
             )
             outputs.append(result)
-        first = outputs[0].replace(peers=tuple(outputs[1:]))
+        first = dataclasses.replace(outputs[0], peers=tuple(outputs[1:]))
         return first, _by_collection(collections)
 
     name = "+".join(names)
@@ -153,7 +153,7 @@ def with_readout(network: Network, method: Method) -> Network:
         state = variables[READOUT]
         logits = readout(state["params"], state["memory"], outputs)
         # The head belongs to the network's own logits.
-        outputs = outputs.replace(logits=logits, head=None)
+        outputs = dataclasses.replace(outputs, logits=logits, head=None)
         return outputs, {**collections, READOUT: state}
 
     return dataclasses.replace(network, apply=apply)

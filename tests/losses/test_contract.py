@@ -208,6 +208,33 @@ def test_extreme_inputs_give_finite_values_and_gradients(loss, scale):
     assert jnp.all(jnp.isfinite(grads[0]))
 
 
+CLASS_LOGITS = ("logits", "teacher")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        loss
+        for loss in LOSSES
+        if loss.inputs.split()[0] == "logits" and not loss.has("all_classes")
+    ],
+    ids=lambda loss: loss.name,
+)
+def test_a_class_masked_by_minus_infinity_gives_finite_values_and_gradients(loss):
+    """The last class is impossible for student and teachers, and no label."""
+    arrays = []
+    for name, x in zip(loss.inputs.split(), loss.arrays(), strict=True):
+        if name.startswith(CLASS_LOGITS) and x.dtype == jnp.float32 and x.ndim == 2:
+            x = x.at[:, -1].set(-jnp.inf)
+        elif x.dtype == jnp.int32:
+            x = jnp.minimum(x, 3)
+        arrays.append(x)
+    values, grads = value_and_gradients(loss)(*arrays)
+    assert jnp.all(jnp.isfinite(values))
+    assert jnp.all(jnp.isfinite(grads[0][:, :-1]))
+    assert not jnp.any(jnp.isnan(grads[0]))
+
+
 @every_loss()
 def test_batch_of_one_is_the_first_of_many(loss):
     arrays = loss.arrays()

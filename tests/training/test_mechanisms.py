@@ -15,7 +15,8 @@ from jaxkd.training import (
     make_setup,
     run,
 )
-from jaxkd.training.loop import load_variables, train_batches
+from jaxkd.training import loop as loop_lib
+from jaxkd.training.loop import Stopped, load_variables, train_batches
 
 OPTIMIZER = {"name": "sgd", "learning_rate": 0.05}
 SMALL = {"name": "resnet8", "width_factor": 0.125}
@@ -57,6 +58,43 @@ def finish(path, config):
     workdir.claim(setup.plan)
     with StopSignal() as stop:
         return setup, workdir, run(setup, workdir, command="test", stop=stop)
+
+
+def test_banks_predictions_and_own_optimisers_resume_exactly(tmp_path, monkeypatch):
+    """Stopped after a few steps of the stage and started again, the run is the same."""
+    method = {
+        "ce": {"weight": {"schedule": "linear", "start": 0.0, "end": 1.0, "epochs": 2}},
+        "crd": {"negatives": 16, "dim": 4},
+        "pskd": {"weight": 0.5},
+        "meal_v2": {"discriminator_learning_rate": 0.01},
+        "simkd": {},
+    }
+    config = changed(
+        stages__student__method=method,
+        stages__student__epochs=2,
+        stages__student__ema=0.9,
+    )
+    setup, workdir, _ = finish(tmp_path / "unbroken", config)
+    done = ["teacher", "student"]
+    expected = load_variables(setup, workdir, "student", done)
+
+    stopped = tmp_path / "stopped"
+    stop_at = {"teacher": None, "student": 7}
+    original = loop_lib.StageRunner._stopping
+
+    def stopping(self, step):
+        if step == stop_at[self.stage.name]:
+            self.stop.received = "SIGTERM"
+        return original(self, step)
+
+    monkeypatch.setattr(loop_lib.StageRunner, "_stopping", stopping)
+    with pytest.raises(Stopped):
+        finish(stopped, config)
+    monkeypatch.undo()
+    setup, workdir, _ = finish(stopped, config)
+    got = load_variables(setup, workdir, "student", done)
+    assert "readout" in got
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
 def test_students_that_learn_together_are_judged_and_handed_on_apart(tmp_path):

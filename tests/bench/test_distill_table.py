@@ -1,0 +1,93 @@
+"""The table of all methods: what is trained, kept and printed."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+PATH = Path(__file__).parents[2] / "bench" / "distill_table.py"
+
+
+@pytest.fixture(scope="module")
+def bench():
+    spec = importlib.util.spec_from_file_location("bench_distill_table", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def results(**methods):
+    return {
+        "settings": {
+            "pair": "a-b",
+            "width": 0.5,
+            "data": "digits",
+            "epochs": 2,
+            "seeds": 2,
+        },
+        "methods": methods,
+        "teachers": {"teacher": [0.9, 0.92]},
+        "metric": "accuracy",
+        "device": "1 x cpu",
+        "seconds": 120.0,
+        "command": "python bench/distill_table.py",
+    }
+
+
+def row(scores, milliseconds):
+    return {"scores": scores, "milliseconds": milliseconds, "params": 1, "stages": 1}
+
+
+def test_rows_show_means_paired_gains_and_the_cost_of_a_step(bench):
+    text = bench.markdown(
+        results(
+            none=row([0.70, 0.80], 2.0),
+            kd=row([0.72, 0.82], 4.0),
+            at=row([0.6, 0.9], 5),
+        )
+    )
+    assert "| *teacher* | 91.00 ± 1.41 | | |" in text
+    assert "| `none` | 75.00 ± 7.07 |  | 0.50 |" in text
+    # The gain is the same for both seeds, although the scores differ much.
+    assert "| `kd` | 77.00 ± 7.07 | +2.00 ± 0.00 | 1.00 |" in text
+    assert "| `at` | 75.00 ± 21.21 | +0.00 ± 14.14 | 1.25 |" in text
+    assert "2 min in all" in text
+
+
+def test_the_baseline_and_kd_come_first_and_unknown_names_are_refused(bench, capsys):
+    _, methods, _ = bench.parse(["--methods=dkd,kd"])
+    assert methods == ["none", "kd", "dkd"]
+    _, methods, _ = bench.parse(["--data=sample", "--methods=all"])
+    assert methods[:2] == ["none", "kd"] and "cwd" in methods
+    with pytest.raises(SystemExit):
+        bench.parse(["--methods=nothing"])
+    assert "no method 'nothing' for digits" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        bench.parse(["--data=cifar100"])
+    assert "--data=cifar100 needs --path" in capsys.readouterr().err
+
+
+def test_a_table_goes_on_where_it_was_left_and_not_with_other_settings(
+    bench, tmp_path, capsys
+):
+    out = tmp_path / "table.json"
+    options = ["--pair=resnet8-resnet8", "--width=0.125", "--epochs=1", "--seeds=2"]
+    options += ["--batch-size=480", f"--out={out}"]
+    assert bench.main([*options, "--methods=none"]) == 0
+    first = json.loads(out.read_text())
+    assert set(first["methods"]) == {"none", "kd"}
+    assert len(first["methods"]["kd"]["scores"]) == 2
+    assert list(first["teachers"]) == ["teacher"]
+    assert bench.main([*options, "--methods=kd"]) == 0
+    again = json.loads(out.read_text())
+    assert again["methods"] == first["methods"]
+    assert "| `kd` |" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="other settings"):
+        bench.main([*options, "--width=0.25"])
+
+
+def test_the_recipes_and_what_needs_no_teacher_agree(bench):
+    shared = bench.shared
+    for name in (*shared.TWO_PHASES, *shared.TWO_TEACHERS, *shared.WITHOUT_TEACHER):
+        assert name in shared.RECIPES

@@ -1,0 +1,56 @@
+"""The pages of the methods are those that their docstrings make."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from jaxkd import distill
+from jaxkd.distill.registry import factory
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def pages():
+    path = ROOT / "docs" / "method_pages.py"
+    spec = importlib.util.spec_from_file_location("method_pages", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_page_is_up_to_date(pages):
+    stale = [
+        path.relative_to(ROOT).as_posix()
+        for path, text in pages.generate().items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
+    assert not stale, "run python docs/method_pages.py"
+
+
+@pytest.mark.parametrize("name", distill.names())
+def test_every_method_has_its_page_with_a_source(pages, name):
+    text = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    if name not in pages.BY_HAND:
+        assert "## Use" in text and "## Measured" in text
+
+
+@pytest.mark.parametrize("name", distill.names())
+def test_every_option_of_a_method_is_explained(pages, name):
+    make = factory(name)
+    _, _, parts = pages.sections(make.__doc__ or "")
+    explained = pages.arguments(parts.get("Args", ""))
+    options = [p for p in make.__annotations__ if p != "return"]
+    assert [option for option in options if option not in explained] == []
+
+
+def test_parts_of_a_docstring_are_told_apart(pages):
+    first, description, parts = pages.sections(
+        "What it does.\n\nMore of it:\n\n    a = b\n\nNeeds: one\nthing.\n\n"
+        "Args:\n  x: first\n    line.\n  y: second.\n"
+    )
+    assert first == "What it does."
+    assert pages.fenced(description) == "More of it:\n\n```text\na = b\n```"
+    assert parts["Needs"] == "one\nthing."
+    assert pages.arguments(parts["Args"]) == {"x": "first line.", "y": "second."}
