@@ -1,8 +1,14 @@
 """Losses: arrays in, one float32 value per example (or pixel) out.
 
 No loss reduces over the batch or carries a weight; the train step does both, once.
-Arrays come first, options by keyword, and `where=` masks. Themes: `supervised` (against
-labels), `logits`, `hlfd` (importance and prediction maps), `dense` (regions).
+Arrays come first, options by keyword, and `where=` masks. Themes: against labels
+(`supervised`); of logits (`logits`, `decoupled`, `correlation`, `standardize`,
+`multi_level`, `multi_teacher`); of a network with itself and its peers
+(`self_distillation`, `soft_labels`); of feature maps (`features`, `attention`, `flow`,
+`factor`, `activation`, `review`, `svd`, `head_network`, `hlfd`); of relations between
+examples (`relations`, `contrastive`); of dense predictions (`dense`, `channelwise`,
+`structure`, `class_variation`, `cross_image`, `multi_granularity`); of critics
+(`adversarial`, `wasserstein`).
 """
 
 from jaxkd.losses.activation import ab, ofd, ofd_margin

@@ -241,7 +241,8 @@ def test_one_step_keeps_every_promise(row):
 def test_every_method_has_a_row():
     """All that are registered, but those of the task and of HLFD's family."""
     tried = {dict(row.options).get("name", row.name) for row in ROWS}
-    older = {"ce", "focal", "dice", "bce_dice", "focal_dice", "hlfd", "emkd"}
+    older = {"ce", "focal", "dice", "bce_dice", "focal_dice", "emkd"}
+    older |= {"hlfd", "hifd", "ifd"}
     older |= {name for name in distill.names() if name.startswith("seg_")}
     missing = set(distill.names()) - tried - older
     assert not missing, f"no row in tests/distill/contracts for {sorted(missing)}"

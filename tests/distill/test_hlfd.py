@@ -69,14 +69,7 @@ def test_resampled_projections_make_plfd_random_and_flfd_not(segmentation):
 
 def test_fixed_projections_stay_in_memory(segmentation):
     state = segmentation.init(fixed())
-    _, memory = fixed().terms(
-        *state,
-        segmentation.student,
-        (segmentation.teacher,),
-        segmentation.batch,
-        jax.random.key(0),
-        jnp.zeros((), jnp.int32),
-    )
+    _, memory = segmentation.step(fixed(), state=state)
     jax.tree.map(np.testing.assert_array_equal, memory, state[1])
 
 
