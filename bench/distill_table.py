@@ -5,8 +5,9 @@
         --data=cifar100 --path=data/cifar-100-python --epochs=240
     python bench/distill_table.py --data=sample --out=docs/methods/liver.json
 
-For each seed the teachers and the student alone are trained once; every method then
-teaches the same student, from the same initial weights, with the same batches. One
+For each seed the teachers are trained once, without any method's own augmentation, and
+the student alone is the first row; every method then teaches the same student, from the
+same initial weights, with the same batches. One
 program is compiled for all seeds. Prints Markdown; `--out` also writes JSON, adding to
 a file that is there if the same settings made it.
 
@@ -30,7 +31,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd.training import Plan, Setup, Stage, make_setup, sharding
+from jaxkd.training import ConfigError, Plan, Setup, Stage, make_setup, sharding
 from jaxkd.training.evaluation import Evaluation
 from jaxkd.training.loop import train_batches
 from jaxkd.training.schema import plain
@@ -44,8 +45,8 @@ import shared  # noqa: E402
 DATA = ("digits", "npz", "cifar100", "sample")
 PAIRS = {"sample": "unetpp-resnet18_seg"}
 EPOCHS = {"digits": 12, "npz": 12, "cifar100": 240, "sample": 12}
-# Stages that every method of a seed shares.
-COMMON = ("teacher", "assistant", "student_alone")
+# Stages that the methods of a seed share, and the method whose config has them.
+COMMON = ("teacher", "assistant")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,14 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        return _main(arguments)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     options, methods, out = parse(arguments)
     command = "python bench/distill_table.py " + " ".join(
         sys.argv[1:] if arguments is None else arguments
@@ -93,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             device=describe_device(),
             seconds=results["seconds"] + time.monotonic() - start,
             metric=bench.metric,
-            teachers=bench.teachers(),
+            teachers={**results["teachers"], **bench.teachers()},
             versions=versions(),
         )
         start = time.monotonic()
@@ -148,7 +157,7 @@ def read(out: Path | None, options: Options) -> dict[str, Any]:
         if results["settings"] != settings:
             raise SystemExit(f"{out} was made with other settings; give another --out")
         return results
-    return {"settings": settings, "methods": {}, "seconds": 0.0}
+    return {"settings": settings, "methods": {}, "teachers": {}, "seconds": 0.0}
 
 
 class Bench:
@@ -163,52 +172,58 @@ class Bench:
 
     def teachers(self) -> dict[str, list[float]]:
         """The scores of the networks that teach."""
-        return {k: v for k, v in self._scores.items() if k != "student_alone"}
+        return self._scores
 
     def run(self, method: str) -> dict[str, Any]:
         """Trains the student with a method, for every seed."""
         setup = make_setup(Plan.from_config(plain(self._config(method).to_dict())))
-        evaluation = Evaluation(setup)
-        own: dict[tuple[str, int], Any] = {}
-        seconds: list[float] = []
+        own = [stage for stage in setup.stages if stage.name not in COMMON]
         for stage in setup.stages:
-            (first, *_) = stage.learners
-            if first in COMMON and first in self._scores:
-                continue
-            step = jax.jit(stage.train_step(setup.augmentation), donate_argnums=0)
-            scores = []
-            for seed in range(self._options.seeds):
-                seeded = dataclasses.replace(
-                    setup, plan=dataclasses.replace(setup.plan, seed=seed)
-                )
-                known = {
-                    name: value
-                    for store in (self._variables, own)
-                    for (name, s), value in store.items()
-                    if s == seed
-                }
-                state, times = train(seeded, stage, step, known)
-                finals = stage.final_variables(state)
-                network = stage.members[first]
-                scores.append(
-                    evaluation.metrics(network, finals[first], surface=False)[
-                        self.metric
-                    ]
-                )
-                store = self._variables if first in COMMON else own
-                store.update({(name, seed): v for name, v in finals.items()})
-                seconds = (seconds if stage is setup.stages[-1] else []) + times
-            if first in COMMON:
-                self._scores[first] = scores
-        if method == "none":
-            self._scores["student_alone"] = scores
-        costs = setup.costs[setup.stages[-1].learners[0]]
+            if stage.name in COMMON and stage.name not in self._scores:
+                self._train_common(stage.name)
+        variables, scores, seconds = dict(self._variables), [], []
+        for stage in own:
+            scores, seconds = self._train(setup, stage, variables)
+        costs = setup.costs[own[-1].learners[0]]
         return {
             "scores": scores,
             "milliseconds": 1e3 * statistics.median(seconds),
             "params": costs.params,
-            "stages": len([s for s in setup.stages if s.name not in COMMON]),
+            "stages": len(own),
         }
+
+    def _train_common(self, name: str) -> None:
+        """Trains a teacher by a config that changes nothing about the images."""
+        method = {"teacher": "kd", "assistant": "averaged_teachers"}[name]
+        config = plain(self._config(method).to_dict())
+        setup = make_setup(Plan.from_config(config))
+        stage = next(stage for stage in setup.stages if stage.name == name)
+        self._scores[name], _ = self._train(setup, stage, self._variables)
+
+    def _train(
+        self, setup: Setup, stage: Stage, variables: dict[tuple[str, int], Any]
+    ) -> tuple[list[float], list[float]]:
+        """Trains a stage for every seed; adds its networks to `variables`.
+
+        Returns:
+          The score of each seed, and the seconds of all steps.
+        """
+        evaluation = Evaluation(setup)
+        step = jax.jit(stage.train_step(setup.augmentation), donate_argnums=0)
+        first, scores, seconds = stage.learners[0], [], []
+        for seed in range(self._options.seeds):
+            plan = dataclasses.replace(setup.plan, seed=seed)
+            seeded = dataclasses.replace(setup, plan=plan)
+            known = {name: v for (name, s), v in variables.items() if s == seed}
+            state, times = train(seeded, stage, step, known)
+            finals = stage.final_variables(state)
+            metrics = evaluation.metrics(
+                stage.members[first], finals[first], surface=False
+            )
+            scores.append(metrics[self.metric])
+            variables.update({(name, seed): v for name, v in finals.items()})
+            seconds += times
+        return scores, seconds
 
     def _config(self, method: str) -> ConfigDict:
         options = self._options

@@ -29,26 +29,23 @@ def get_config(arg: str = "resnet32x4-resnet8x4-kd") -> ConfigDict:
     teacher, student, method, batch_size = _parse(arg or "resnet32x4-resnet8x4-kd")
     config = shared.base(log_every=100, evaluate_every=10)
     config.data = shared.cifar100(batch_size)
-    slow = student.startswith(SLOW)
+    rate = 0.01 if student.startswith(SLOW) else 0.05
     shared.pair(
         config,
         method,
         teacher=_network(teacher),
         student=_network(student),
         optimizer=shared.cifar100_optimizer(batch_size),
-        student_optimizer=shared.cifar100_optimizer(
-            batch_size, learning_rate=0.01 if slow else 0.05
+        student_optimizer=shared.cifar100_optimizer(batch_size, learning_rate=rate),
+        method_optimizer=shared.cifar100_optimizer(
+            batch_size,
+            # The authors of MLLD halve the rate.
+            learning_rate=rate / 2 if method == "mlld" else rate,
         ),
         epochs=240,
         first=30,
     )
-    if method == "mlld":
-        _set_rate(config, 0.025 * batch_size / 64)
     return config
-
-
-def _set_rate(config: ConfigDict, rate: float) -> None:
-    config.stages.student.optimizer.learning_rate = rate
 
 
 def _network(name: str) -> dict:

@@ -89,8 +89,9 @@ def recipe(method: str, *, teacher: str = "", student: str = "") -> dict:
             f"no recipe for the method {method!r}; take one of {', '.join(RECIPES)}"
         )
     parts = {name: dict(options) for name, options in RECIPES[method].items()}
-    if method == "dkd":
-        parts["dkd"]["beta"] = DKD_BETA.get((teacher, student), 8.0)
+    for part in parts.values():
+        if method == "dkd" and "beta" in part or part.get("base") == "dkd":
+            part["beta"] = DKD_BETA.get((teacher, student), 8.0)
     return parts
 
 
@@ -182,6 +183,8 @@ def student_stages(
     if method == "dml":
         learners = ("student", "peer")
         return {"student": dict(method=parts, learner=learners, **common)}
+    if method == "ft":
+        parts["ft"]["warmup_epochs"] = min(first, epochs - 1)
     if method in TWO_PHASES:
         before = {k: v for k, v in optimizer.items() if k != "milestones"}
         before["schedule"] = "constant"
@@ -206,17 +209,22 @@ def pair(
     student: dict,
     optimizer: dict,
     student_optimizer: dict | None = None,
+    method_optimizer: dict | None = None,
     epochs: int,
     first: int,
     alone: bool = True,
 ) -> ConfigDict:
-    """A teacher, the student alone, and the student taught by a method."""
+    """A teacher, the student alone, and the student taught by a method.
+
+    `student_optimizer` is that of every student, `method_optimizer` that of the taught
+    one, where they differ. All networks see the same augmentation, the teacher too.
+    """
     student_optimizer = student_optimizer or optimizer
     stages = student_stages(
         method,
         teacher=teacher["name"],
         student=student["name"],
-        optimizer=student_optimizer,
+        optimizer=method_optimizer or student_optimizer,
         epochs=epochs,
         first=first,
     )

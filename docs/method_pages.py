@@ -25,10 +25,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "methods"
 BY_HAND = ("hlfd", "kd")
 TABLES = {"digits": "accuracy", "liver": "Dice"}
-SECTIONS = ("Needs", "Cost", "Pitfalls", "Paper and code", "Published", "Reference")
+SECTIONS = (
+    "Needs",
+    "Cost",
+    "Pitfalls",
+    "Paper and code",
+    "Recipes",
+    "Published",
+    "Reference",
+)
 # The names of recipes in the tables that are not those of their method.
 ROWS = {"lskd": "logit_standardization", "dkd_lskd": "logit_standardization"}
-# How the navigation groups the modules of jaxkd.distill.
 NAVIGATION = ROOT / "mkdocs.yml"
 
 
@@ -120,8 +127,14 @@ def use(name: str) -> list[str]:
     return lines
 
 
-# Methods that use no labels, or are a task loss themselves.
-ALONE = ("ce", "focal", "dice", "bce_dice", "focal_dice", "simkd", "function_matching")
+# Methods without a part for the labels beside them: those that are or hold a task loss,
+# use no labels, or have a stage of their own.
+ALONE = (
+    *("ce", "focal", "dice", "bce_dice", "focal_dice"),
+    *("simkd", "function_matching", "fkd", "pskd", "meal", "meal_v2", "mgd_ssss"),
+    # First stages.
+    *("ab", "fsp", "ghnd", "hnd"),
+)
 
 
 def required(name: str) -> bool:

@@ -176,7 +176,11 @@ def check_options(
     for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in options:
             raise TypeError(f"{owner} needs the option {name!r}")
-    hints = typing.get_type_hints(factory)
+    try:
+        hints = typing.get_type_hints(factory)
+    except (NameError, TypeError):
+        # Annotations that only a static checker can read say nothing here.
+        hints = {}
     for name, value in options.items():
         if name in hints and not matches(value, hints[name]):
             raise TypeError(

@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 import pytest
 
-# Most of the time of the tests is LLVM's. What it compiles here runs once on tiny arrays,
-# so it need not be fast; the names of the options are those of the pinned JAX.
+# Most of the time of the tests is LLVM's. What it compiles here runs once on tiny
+# arrays, so it need not be fast; the options are those of the pinned JAX.
 _FLAGS = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")

@@ -42,7 +42,7 @@ class StrongView:
 
     Attributes:
       ops: operations applied to each image one after the other.
-      magnitude: their strength, 0 to 30.
+      magnitude: their strength; 10 is that of the full ranges.
     """
 
     ops: int = 2
@@ -51,8 +51,8 @@ class StrongView:
     def __post_init__(self) -> None:
         if self.ops < 1:
             raise ValueError(f"ops must be >= 1, got {self.ops}")
-        if not 0 <= self.magnitude <= 30:
-            raise ValueError(f"magnitude must be in [0, 30], got {self.magnitude}")
+        if not 0 <= self.magnitude <= 10:
+            raise ValueError(f"magnitude must be in [0, 10], got {self.magnitude}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,8 +88,8 @@ class Augmentation:
       cutmix: the same for CutMix (Yun et al., "CutMix", ICCV 2019). With both on, a
         fair coin picks one for each batch.
       strong: makes a second view of every image, `image_strong`: the same operations
-        with draws of their own, and RandAugment. Classification only; float images
-        must lie in [0, 1].
+        with draws of their own, and RandAugment. Classification only, without mixing;
+        float images must lie in [0, 1].
 
     Raises:
       ValueError: an option is out of range.
@@ -126,6 +126,10 @@ class Augmentation:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_normalisation()
+        if self.strong is not None and (self.mixup or self.cutmix):
+            raise ValueError(
+                "strong excludes mixup and cutmix: they would mix one view only"
+            )
         if self.crop_box is not None:
             if len(self.crop_box) != 4:
                 raise ValueError(
@@ -221,6 +225,11 @@ class Augmentation:
           TypeError: images are neither uint8 nor floating point.
         """
         epoch_key = jax.random.fold_in(key, epoch)
+        if "unlabelled_image" in batch:
+            # Either set may go round several times in an epoch: the draws must differ
+            # between steps.
+            first = batch["unlabelled_index"][0]
+            epoch_key = jax.random.fold_in(epoch_key, first)
         keys = _record_keys(epoch_key, batch["index"])
         labels = batch["label"].astype(jnp.int32)
         dense = labels.ndim == 3
@@ -253,13 +262,8 @@ class Augmentation:
                 ),
             )
         if "unlabelled_image" in batch:
-            # These go round at a pace of their own: a record may come twice in an
-            # epoch, so the draws depend on its place in the batch as well.
             other_keys = _record_keys(
                 jax.random.fold_in(epoch_key, _UNLABELLED), batch["unlabelled_index"]
-            )
-            other_keys = jax.vmap(jax.random.fold_in)(
-                other_keys, jnp.arange(other_keys.shape[0])
             )
             output["unlabelled_image"], _ = self._view(
                 batch["unlabelled_image"], None, other_keys

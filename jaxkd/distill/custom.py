@@ -19,7 +19,7 @@ from jaxkd.distill.method import Inputs, Memory, Method, Params, Specs, Terms, n
 from jaxkd.layers import Outputs
 from jaxkd.registry import check_options, load_reference
 
-_SIDES = ("student", "teacher", "labels")
+_SIDES = ("student", "teacher", "labels", "targets")
 
 
 def from_loss(
@@ -32,9 +32,10 @@ def from_loss(
 ) -> Method:
     """Makes a method of a loss function.
 
-    The function's positional parameters say what it reads: `student`, `teacher` (the
-    logits, or the taps named here) and `labels`. It returns one value per example (or
-    pixel); the train step averages them.
+    The function's parameters say what it reads: `student`, `teacher` (the logits, or
+    the taps named here), `labels` (class indices) and `targets` (soft labels where
+    images are mixed, else class indices). It returns one value per example (or pixel);
+    the train step averages them.
 
     Args:
       part: name of the part, and of its term.
@@ -81,9 +82,11 @@ def from_loss(
                 _read(inputs.teacher, teacher_tap)
             ),
             "labels": lambda: inputs.labels,
+            "targets": lambda: inputs.targets,
         }
         now = {k: inputs.at(v) for k, v in scheduled.items()}
-        value = function(*(arrays[name]() for name in reads), **fixed, **now)
+        given = {name: arrays[name]() for name in reads}
+        value = function(**given, **fixed, **now)
         return {part: jnp.asarray(value, jnp.float32)}, memory
 
     return Method(
@@ -98,17 +101,18 @@ def _reads(function: Callable[..., Any], options: dict[str, Any]) -> list[str]:
     """The arrays that a loss reads, in the order of its parameters."""
     reads = []
     for name, parameter in inspect.signature(function).parameters.items():
-        if name in options or parameter.kind in (
-            parameter.KEYWORD_ONLY,
-            parameter.VAR_KEYWORD,
-        ):
+        if name in options or parameter.kind == parameter.VAR_KEYWORD:
             continue
-        if name in _SIDES:
+        by_name = parameter.kind not in (
+            parameter.POSITIONAL_ONLY,
+            parameter.VAR_POSITIONAL,
+        )
+        if name in _SIDES and by_name:
             reads.append(name)
         elif parameter.default is parameter.empty:
             raise TypeError(
                 f"parameter {name!r} of {getattr(function, '__name__', function)!r} is "
-                f"neither an option nor one of {', '.join(_SIDES)}"
+                f"neither an option nor one of {', '.join(_SIDES)}, given by name"
             )
     if "student" not in reads:
         raise TypeError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd.distill.checks import check_same_logits
@@ -81,11 +80,8 @@ def dkd(
             "tckd": losses.dkd_target(*arrays, temperature=now),
             "nckd": losses.dkd_nontarget(*arrays, temperature=now),
         }
-        if warmup_epochs:
-            done = (inputs.progress.epoch + 1) / warmup_epochs
-            growth = jnp.minimum(done.astype(jnp.float32), 1.0)
-            values = {name: growth * value for name, value in values.items()}
-        return values, memory
+        growth = inputs.progress.warmup(warmup_epochs)
+        return {name: growth * value for name, value in values.items()}, memory
 
     return Method(
         init=_check,

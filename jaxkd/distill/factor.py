@@ -117,9 +117,10 @@ def ft(
     and backward.
 
     Pitfalls: until the paraphraser has learnt something, its code is a random
-    projection of the features: give it `warmup_epochs`, or a stage of its own. The
-    published code starts residual networks' paraphrasers at a fifth of the learning
-    rate. A weight decay of the run also shrinks a paraphraser that no longer learns.
+    projection of the features: give it `warmup_epochs` (30 in the published recipe;
+    the default of 0 leaves the choice to you). The published code starts residual
+    networks' paraphrasers at a fifth of the learning rate. A weight decay of the run
+    also shrinks a paraphraser that no longer learns.
 
     Paper and code: the paraphraser is trained first (30 epochs) and then frozen. Here
     `warmup_epochs` holds the term `ft` at zero for that long, while other parts of the

@@ -34,6 +34,7 @@ from jaxkd.numerics import resize_bilinear
 def skd_holistic(
     *,
     factor: Weight = 0.1,
+    critic_factor: Weight = 0.1,
     penalty: float = 10.0,
     learning_rate: Scheduled = 4e-4,
     momentum: float = 0.9,
@@ -67,7 +68,8 @@ def skd_holistic(
     logits. The default follows the code; `image_channels` gives the paper's.
 
     Args:
-      factor: weight of all terms; a number or a schedule.
+      factor: weight of the term `student`; a number or a schedule.
+      critic_factor: weight of the critic's own terms, which scales its learning rate.
       penalty: weight of the gradient penalty beside the critic's term.
       learning_rate: of the critic's SGD; a number or a schedule of the step.
       momentum: of the critic's SGD.
@@ -144,8 +146,8 @@ def skd_holistic(
         terms=terms,
         weights={
             "student": factor,
-            "critic": factor,
-            "penalty": multiply(factor, penalty),
+            "critic": critic_factor,
+            "penalty": multiply(critic_factor, penalty),
         },
         num_teachers=1,
         optimizers={"critic": tx},

@@ -156,6 +156,7 @@ def logit_standardization(
     alpha: Scheduled = 1.0,
     beta: Scheduled = 8.0,
     eps: float = 1e-7,
+    warmup_epochs: int = 20,
 ) -> Method:
     """`kd` or `dkd` on z-scored logits (Sun et al., 2024).
 
@@ -188,15 +189,19 @@ def logit_standardization(
       alpha: factor of the target part of `dkd`.
       beta: factor of the non-target part of `dkd`.
       eps: added to the standard deviation.
+      warmup_epochs: epochs over which `dkd` grows to its full size; 0 for none. `kd`
+        has no warm-up.
 
     Raises:
-      ValueError: `temperature` or `eps` is not positive.
+      ValueError: `temperature` or `eps` is not positive, or `warmup_epochs` negative.
 
     Reference:
       Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024.
     """
     check_positive("temperature", temperature)
     check_positive("eps", eps)
+    if warmup_epochs < 0:
+        raise ValueError(f"warmup_epochs must be >= 0, got {warmup_epochs}")
 
     def loss(inputs: Inputs) -> jax.Array:
         student = losses.standardize_logits(inputs.student.logits, eps=eps)
@@ -204,7 +209,7 @@ def logit_standardization(
         now = inputs.at(temperature)
         if base == "kd":
             return losses.kd(student, teacher, temperature=now)
-        return losses.dkd(
+        value = losses.dkd(
             student,
             teacher,
             inputs.targets,
@@ -212,6 +217,7 @@ def logit_standardization(
             beta=inputs.at(beta),
             temperature=now,
         )
+        return inputs.progress.warmup(warmup_epochs) * value
 
     return _one_term("logit_standardization", loss, factor)
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -77,6 +78,12 @@ class Progress:
     step: Leaf
     epoch: Leaf
     epochs: int = flax.struct.field(pytree_node=False)
+
+    def warmup(self, epochs: int) -> jax.Array | float:
+        """`min((epoch + 1) / epochs, 1)`, float32; 1 for `epochs` 0."""
+        if not epochs:
+            return 1.0
+        return jnp.minimum((self.epoch + 1) / epochs, 1.0).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,14 +211,19 @@ class Method:
       views: names of further views of the batch. Every network also runs on
         `batch["image_" + view]`, and `terms` finds the result in
         `outputs.views[view]`.
+      needs: entries of the batch that the data must have for this method, e.g.
+        "unlabelled_image".
       prepare: makes those entries of the batch where the data do not have them; see
         `PrepareFn`.
-      teacher_mode: "train" lets the teachers' batch norms use the statistics of the
-        batch (their stored statistics stay as they are); "eval" is usual.
+      teacher_mode: "train" runs the teachers in training mode: batch norms use the
+        statistics of the batch and dropout drops (their variables stay as they are);
+        "eval" is usual.
       optimizers: optimisers of their own for parts of the method's params, by the
         part's top-level key; the rest is trained by the stage's optimiser. Gradients
         must already be those that each part is meant to follow.
       readout: for a method whose params take part in the prediction; see `ReadoutFn`.
+      readout_path: keys that lead from the method's state to that of the part which
+        predicts; `compose` fills them in.
     """
 
     init: InitFn
@@ -220,12 +232,14 @@ class Method:
     num_teachers: int | Literal["many"] = 0
     num_students: int = 1
     views: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     prepare: PrepareFn | None = None
     teacher_mode: Literal["eval", "train"] = "eval"
     optimizers: Mapping[str, optax.GradientTransformation] = dataclasses.field(
         default_factory=dict
     )
     readout: ReadoutFn | None = None
+    readout_path: tuple[str, ...] = ()
 
 
 def no_state(key: jax.Array, specs: Specs) -> tuple[Params, Memory]:
@@ -298,6 +312,7 @@ def compose(
                 prepared = method.prepare(prepared, jax.random.fold_in(key, i))
         return prepared
 
+    readout, path = _only_readout(methods)
     all_weights = {
         term_name(part, term): multiply(weights.get(part, 1.0), weight)
         for part, method in methods.items()
@@ -310,6 +325,7 @@ def compose(
         num_teachers=_most_teachers(methods),
         num_students=max(m.num_students for m in methods.values()),
         views=tuple(dict.fromkeys(v for m in methods.values() for v in m.views)),
+        needs=tuple(dict.fromkeys(n for m in methods.values() for n in m.needs)),
         prepare=prepare if any(m.prepare for m in methods.values()) else None,
         teacher_mode=_teacher_mode(methods),
         optimizers={
@@ -317,7 +333,8 @@ def compose(
             for part, method in methods.items()
             for key, tx in method.optimizers.items()
         },
-        readout=_only_readout(methods),
+        readout=readout,
+        readout_path=path,
     )
 
 
@@ -339,18 +356,16 @@ def _teacher_mode(methods: Mapping[str, Method]) -> Literal["eval", "train"]:
     return "train" if "train" in modes.values() else "eval"
 
 
-def _only_readout(methods: Mapping[str, Method]) -> ReadoutFn | None:
-    found = {name: m.readout for name, m in methods.items() if m.readout is not None}
+def _only_readout(
+    methods: Mapping[str, Method],
+) -> tuple[ReadoutFn | None, tuple[str, ...]]:
+    """The readout of the one part that has one, and the path to its state."""
+    found = {name: m for name, m in methods.items() if m.readout is not None}
     if len(found) > 1:
         raise ValueError(f"more than one part predicts for the student: {list(found)}")
-    if not found:
-        return None
-    ((part, function),) = found.items()
-
-    def readout(params: Params, memory: Memory, student: Outputs) -> jax.Array:
-        return function(params[part], memory[part], student)
-
-    return readout
+    for name, method in found.items():
+        return method.readout, (name, *method.readout_path)
+    return None, ()
 
 
 def multiply(a: Weight, b: Weight) -> Weight:

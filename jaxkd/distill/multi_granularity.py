@@ -194,6 +194,7 @@ def mgd_ssss(
         weights=weights,
         num_teachers=2,
         views=_VIEWS,
+        needs=("unlabelled_image",),
         prepare=prepare,
         teacher_mode=teacher_bn,
     )

@@ -154,7 +154,7 @@ def _masked_levels(weak: Pair, strong: Pair, temperatures: tuple[float, ...]) ->
         "cc": _over(losses.class_correlation, weak, temperatures, where=classes)
         + _over(losses.class_correlation, strong, temperatures),
         "bc": _over(losses.batch_correlation, weak, temperatures, where=examples)
-        + _over(losses.batch_correlation, strong, temperatures, where=examples),
+        + _over(losses.batch_correlation, strong, temperatures),
     }
 
 

@@ -194,12 +194,12 @@ def byot(
 def dml(
     *,
     students: int = 2,
-    reduction: Literal["mean", "sum"] = "mean",
-    eps: float = 0.0,
+    reduction: Literal["mean", "sum"] = "sum",
+    eps: float = 1e-8,
 ) -> Method:
     """Several students learn from each other and from the labels (Zhang et al., 2018).
 
-        sum_i [ CE_i + mean_{j != i} KL(p_j || p_i) ]
+        sum_i [ CE_i + sum_{j != i} KL(p_j || p_i) ]
 
     In KL(p_j || p_i) only student i learns, so that each student's gradient is that of
     its own loss. Terms `ce` and `kl`, both summed over the students; the labels are
@@ -212,10 +212,10 @@ def dml(
     Pitfalls: students that start equal stay equal, so they must be initialised from
     different keys. All of them see the same images.
 
-    Paper and code: the paper averages over the peers, and so does the default; the
-    code sums (`reduction="sum"`; the same for two students) and adds 1e-8 inside the
-    logarithm (`eps=1e-8`). The code also updates the students one after the other,
-    where here all step at once.
+    Paper and code: the code sums over the peers and adds 1e-8 inside the logarithm, as
+    the default does; the paper averages (`reduction="mean"`, `eps=0.0`; the same sum
+    for two students). The code also updates the students one after the other, where
+    here all step at once.
 
     Args:
       students: how many learn together.

@@ -103,6 +103,7 @@ def fkd(
         terms=terms,
         weights={"fkd": 1.0},
         num_teachers=1 if labels == "teacher" else 0,
+        needs=("target",) if labels == "stored" else (),
     )
 
 

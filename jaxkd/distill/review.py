@@ -117,9 +117,7 @@ def reviewkd(
             for x, (_, goal) in zip(fused, pairs, strict=True)
         ]
         value = jnp.sum(jnp.stack(values), axis=0)
-        if warmup_epochs:
-            done = (inputs.progress.epoch + 1) / warmup_epochs
-            value = value * jnp.minimum(done, 1.0)
+        value = inputs.progress.warmup(warmup_epochs) * value
         return {"reviewkd": value}, memory
 
     return Method(init=init, terms=terms, weights={"reviewkd": factor}, num_teachers=1)

@@ -226,7 +226,7 @@ def tfkd_reg(
     here, divides its probabilities by T before a further softmax, leaves the student
     unsoftened and averages over classes, for which `multiplier` makes up.
 
-    Published: the authors' options (alpha, temperature, multiplier): ResNet-18 0.1,
+    Recipes: the authors' options (alpha, temperature, multiplier): ResNet-18 0.1,
     20, 100 (the default); GoogLeNet 0.1, 40, 50; MobileNetV2 0.95, 40, 1;
     ShuffleNetV2 0.95, 10, 1.
 
@@ -291,7 +291,7 @@ def tfkd_self(
     Pitfalls: the divergence is a mean over the K classes and thus K times smaller than
     in `kd`; `multiplier` makes up for it.
 
-    Published: the authors' options (alpha, temperature, multiplier): ResNet-18 0.95,
+    Recipes: the authors' options (alpha, temperature, multiplier): ResNet-18 0.95,
     6, 50 (the default); ResNeXt-29 0.9, 20, 100.
 
     Args:

@@ -60,6 +60,11 @@ class BatchNorm(nn.Module):
         return y.astype(self.dtype)
 
 
+# Below so many values per channel a second pass costs nothing, and the variance of two
+# or three values needs it.
+_FEW = 4096
+
+
 def _move(old: jax.Array, new: jax.Array, momentum: float) -> jax.Array:
     return momentum * old + (1 - momentum) * jax.lax.stop_gradient(new)
 
@@ -88,8 +93,9 @@ def _normalize_with_moments(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The normalised `x` in float32, and the mean and biased variance of the batch.
 
-    `near` is a vector near the mean. Both moments are taken about it in one pass over
-    `x`; taken about zero, a variance far below the squared mean would cancel.
+    `near` is a vector near the mean. Of many values both moments are taken about it in
+    one pass over `x`; taken about zero, a variance far below the squared mean would
+    cancel.
     """
     return _normalize_forward(x, scale, bias, near, epsilon)[0]
 
@@ -101,9 +107,12 @@ def _normalize_forward(
     wide = x.astype(jnp.float32)
     distance = wide - _row(near, wide)
     first = _sum(distance) / count
-    second = _sum(jnp.square(distance)) / count
     mean = near + first
-    var = jnp.maximum(second - jnp.square(first), 0.0)
+    if count < _FEW:
+        var = _sum(jnp.square(wide - _row(mean, wide))) / count
+    else:
+        second = _sum(jnp.square(distance)) / count
+        var = jnp.maximum(second - jnp.square(first), 0.0)
     inverse = jax.lax.rsqrt(var + epsilon)
     y = _per_channel(wide, mean, inverse * scale, bias)
     return (y, mean, var), (x, scale, mean, inverse)

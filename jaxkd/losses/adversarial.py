@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Float32
 
-from jaxkd.losses.checks import check_logits, mean_per_example
+from jaxkd.losses.checks import check_choice, check_logits, mean_per_example
 from jaxkd.losses.soft_labels import soft_cross_entropy
 
 Layer = tuple[Float[Array, "_ _"], Float[Array, "_"]]
@@ -107,12 +107,13 @@ def meal_similarity(
       float32 `[batch]`.
 
     Raises:
-      ValueError: shapes differ.
+      ValueError: shapes differ, or no such kind.
 
     Reference:
       Shen, He, Xue, "MEAL: Multi-Model Ensemble via Adversarial Learning", AAAI 2019.
     """
     check_logits(student, teacher)
+    check_choice("kind", kind, ("ce", "l1", "l2", "l1_soft", "l2_soft"))
     student = student.astype(jnp.float32)
     teacher = jax.lax.stop_gradient(teacher).astype(jnp.float32)
     if kind == "ce":

@@ -41,6 +41,16 @@ def check_fraction(name: str, value: Scalar | Schedule) -> None:
         raise ValueError(f"{name} must be between 0 and 1, got {value}")
 
 
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Rejects a word that is none of those known.
+
+    Raises:
+      ValueError: it is another one.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
 def check_logits(student: Shaped[Array, "..."], teacher: Shaped[Array, "..."]) -> None:
     """Checks that student and teacher logits have one shape.
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Integer
 
-from jaxkd.losses.checks import check_logits, check_maps, keep
+from jaxkd.losses.checks import check_choice, check_logits, check_maps, keep
 from jaxkd.losses.supervised import cross_entropy
 from jaxkd.numerics import adaptive_average_pool, l2_normalize
 
@@ -51,6 +51,7 @@ def semantic_consistency(
     # The mean of the difference, which is exactly zero for equal logits.
     mean = jnp.mean(student.astype(jnp.float32) - teacher, axis=(1, 2))
     distance = mean * jnp.sign(jax.lax.stop_gradient(mean))  # no slope at zero
+    check_choice("reduction", reduction, ("sum", "mean"))
     if reduction == "mean":
         return jnp.mean(distance, axis=-1)
     return student.shape[0] * jnp.sum(distance, axis=-1)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Float32, Integer
 
 from jaxkd.losses.checks import (
     Scalar,
+    check_choice,
     check_fraction,
     check_logits,
     check_mask,
@@ -105,6 +106,7 @@ def uskd_nontarget(
     others = ~targets & ~jnp.isneginf(student)
 
     s = jax.lax.stop_gradient(log_probabilities(student))
+    check_choice("rank", rank, ("logprob", "prob"))
     if rank == "prob":
         s = jnp.exp(s)
     w = jnp.exp(jax.lax.stop_gradient(log_probabilities(weak)))
@@ -244,7 +246,7 @@ def tfkd_self(
     student: Float[Array, "b k"],
     teacher: Float[Array, "..."],
     *,
-    temperature: Scalar = 20.0,
+    temperature: Scalar = 6.0,
     where: Bool[Array, "..."] | None = None,
 ) -> Float32[Array, "b"]:
     """Hinton's divergence as a mean over classes (Yuan et al., 2020).

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
-from jaxkd.losses.checks import check_maps, sum_per_example
+from jaxkd.losses.checks import check_choice, check_maps, sum_per_example
 from jaxkd.losses.logits import kd_cross_entropy
 
 
@@ -49,6 +49,7 @@ def skd_pixel(
     """
     check_maps(student, teacher, what="logits")
     values = kd_cross_entropy(student, teacher, temperature=1.0, where=where)
+    check_choice("reduction", reduction, ("sum", "mean"))
     return values * (student.shape[0] if reduction == "sum" else 1)
 
 

@@ -123,9 +123,10 @@ def evaluate(setup: Setup, workdir: Workdir) -> dict[str, Any]:
     trained = [n for s in setup.stages if s.name in finished for n in s.learners]
     for name in dict.fromkeys([*_frozen(setup), *trained]):
         variables = load_variables(setup, workdir, name, finished)
-        summary["results"][name], arrays = evaluation.report(
-            setup.networks[name], variables
-        )
+        done = [s for s in setup.stages if name in s.learners and s.name in finished]
+        # As it predicts after the last stage that is finished, not that is planned.
+        network = done[-1].members[name] if done else setup.networks[name]
+        summary["results"][name], arrays = evaluation.report(network, variables)
         workdir.add_predictions(arrays)
     workdir.write_summary(summary)
     return summary

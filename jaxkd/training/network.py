@@ -50,8 +50,9 @@ class Network:
       apply: see `ApplyFn`.
       spec: shapes of its outputs.
       facts: further numbers for the summary, e.g. bytes sent by a split network.
-      freeze_norms: returns an `apply` in which batch norms whose path matches one of
-        the patterns use their stored statistics; None if the network cannot do that.
+      freeze_norms: returns an `apply` in which batch norms that have a parameter whose
+        path matches one of the patterns use their stored statistics; None if the
+        network cannot do that.
     """
 
     name: str
@@ -96,13 +97,22 @@ def from_linen(name: str, module: nn.Module, input_shape: Sequence[int]) -> Netw
         return _outputs(outputs, name), {**collections, **updated}
 
     def freeze_norms(patterns: tuple[str, ...]) -> ApplyFn:
+        found: set[str] = set()
+
         def interceptor(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
             module = context.module
-            if isinstance(module, BatchNorm) and context.method_name == "__call__":
-                path = "/".join(module.path)
-                if any(re.search(pattern, path) for pattern in patterns):
-                    args = (args[0], False)
-            return call(*args, **kwargs)
+            if context.method_name != "__call__" or not isinstance(
+                module, BatchNorm | nn.BatchNorm
+            ):
+                return call(*args, **kwargs)
+            path = "/".join(module.path)
+            names = (f"{path}/scale", f"{path}/bias")
+            if not any(re.search(p, n) for p in patterns for n in names):
+                return call(*args, **kwargs)
+            found.add(path)
+            if isinstance(module, nn.BatchNorm):
+                return call(*args, **{**kwargs, "use_running_average": True})
+            return call(args[0] if args else kwargs["x"], False)
 
         def frozen(
             variables: Variables,
@@ -114,6 +124,14 @@ def from_linen(name: str, module: nn.Module, input_shape: Sequence[int]) -> Netw
             with nn.intercept_methods(interceptor):
                 return apply(variables, images, train=train, key=key)
 
+        images = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
+        variables = jax.eval_shape(init, jax.random.key(0))
+        key = jax.eval_shape(jax.random.key, 0)
+        jax.eval_shape(
+            lambda v, x, k: frozen(v, x, train=True, key=k), variables, images, key
+        )
+        if not found:
+            raise ValueError(f"no batch norm of {name!r} has frozen parameters")
         return frozen
 
     facts = getattr(module, "facts", None)
@@ -182,11 +200,13 @@ def from_nnx(
         key: jax.Array | None,
     ) -> tuple[Outputs, Variables]:
         key = jax.random.key(0) if key is None else key
+        # Every stream gets numbers of its own.
+        streams = [
+            jax.random.fold_in(key, i) if isinstance(v, nnx.RngKey) else jnp.uint32(0)
+            for i, (_, v) in enumerate(rng_paths)
+        ]
         rngs = nnx.from_flat_state(
-            [
-                (p, v.replace(key if isinstance(v, nnx.RngKey) else jnp.uint32(0)))
-                for p, v in rng_paths
-            ]
+            [(p, v.replace(x)) for (p, v), x in zip(rng_paths, streams, strict=True)]
         )
         module = nnx.merge(
             graph,

@@ -50,9 +50,7 @@ def make_network(
     if isinstance(made, nn.Module):
         network = from_linen(name, made, own_shape)
     elif isinstance(made, Network):
-        network = dataclasses.replace(
-            made, name=name, spec=spec_of(name, made.init, made.apply, own_shape)
-        )
+        network = _whole(name, made, own_shape)
     elif callable(made):
         network = from_nnx(name, made, own_shape)
     else:
@@ -60,7 +58,17 @@ def make_network(
             f"{plan.name!r} must return a Linen module, a jaxkd Network or a function "
             f"of nnx.Rngs that makes an NNX module; got {type(made).__name__}"
         )
-    return _with_input(network, plan.input, normalisation)
+    return _with_input(network, plan.input, normalisation, own_shape[-1])
+
+
+def _whole(name: str, made: Network, shape: Sequence[int]) -> Network:
+    """A user's network under its name in the run; it may have no variables at all."""
+
+    def init(key: jax.Array) -> Variables:
+        return {"params": {}, **made.init(key)}
+
+    spec = spec_of(name, init, made.apply, shape)
+    return dataclasses.replace(made, name=name, init=init, spec=spec)
 
 
 def _make(plan: NetworkPlan, num_classes: int, precision: str) -> Any:
@@ -74,7 +82,7 @@ def _make(plan: NetworkPlan, num_classes: int, precision: str) -> Any:
     if "dtype" in options:
         raise ValueError("dtype is config.precision's matter; leave it out here")
     if is_reference(plan.name):
-        # A user's network need not know of precision.
+        # A user's network need not know of precision unless it is asked for.
         if precision != "float32":
             options["dtype"] = _DTYPES[precision]
         return call_reference(plan.name, num_classes=num_classes, **options)
@@ -84,10 +92,19 @@ def _make(plan: NetworkPlan, num_classes: int, precision: str) -> Any:
 
 
 def _with_input(
-    network: Network, plan: InputPlan | None, given: wrappers.Normalisation | None
+    network: Network,
+    plan: InputPlan | None,
+    given: wrappers.Normalisation | None,
+    channels: int,
 ) -> Network:
     if plan is None:
         return network
+
+    if plan.mean is not None and len(plan.mean) not in (1, channels):
+        raise ValueError(
+            f"input.mean has {len(plan.mean)} values but images have {channels} "
+            "channels"
+        )
 
     def change(images: jax.Array) -> jax.Array:
         if plan.image_size is not None:

@@ -163,6 +163,17 @@ def make_setup(plan: Plan) -> Setup:
     )
 
 
+def _entries(plan: Plan) -> set[str]:
+    """What a batch holds beside image, label and index."""
+    augment = plan.data.augment
+    entries = {f"image_{view}" for view in augment.views}
+    if plan.data.unlabelled_batch_size is not None:
+        entries.add("unlabelled_image")
+    if plan.data.regions is not None or augment.mixup or augment.cutmix:
+        entries.add("target")
+    return entries
+
+
 def _check_augmentation(plan: Plan, train: Source) -> None:
     """Checks what depends on the task and on the kind of images."""
     augment = plan.data.augment
@@ -172,11 +183,27 @@ def _check_augmentation(plan: Plan, train: Source) -> None:
                 raise ValueError(
                     f"{name} needs one label per image; leave it out for segmentation"
                 )
-    if augment.strong is not None and train[0]["image"].dtype != np.uint8:
-        raise ValueError(
-            f"strong needs uint8 images; {train.info.name!r} has "
-            f"{train[0]['image'].dtype} images"
-        )
+    if augment.strong is not None:
+        image = train[0]["image"]
+        in_range = image.dtype == np.uint8 or (image.min() >= 0 and image.max() <= 1)
+        if image.shape[-1] not in (1, 3) or not in_range:
+            raise ValueError(
+                f"strong needs images of 1 or 3 channels with values in [0, 1]; "
+                f"{train.info.name!r} has {image.shape[-1]} channels from "
+                f"{image.min():g} to {image.max():g}"
+            )
+    if isinstance(train, RegionSource):
+        stored = train.regions.coords.shape[1]
+        if plan.data.region_crops > stored:
+            raise ValueError(
+                f"region_crops is {plan.data.region_crops} but {stored} regions are "
+                "stored for each record"
+            )
+        for name, off in (("flip", "none"), ("rot90", False), ("pad_crop", 0)):
+            if getattr(augment, name) != off:
+                raise ValueError(
+                    f"{name} would change crops whose labels are stored; leave it out"
+                )
 
 
 def _stages(
@@ -194,7 +221,7 @@ def _stages(
             costs[name] = network_costs(networks[name], variables, input_shape)
     # Networks as they predict after the latest stage that trained them.
     trained = dict(networks)
-    views = plan.data.augment.views
+    entries = _entries(plan)
     for name, stage_plan in plan.stages.items():
         learners = plan.learners(name)
         stage = make_stage(
@@ -204,7 +231,7 @@ def _stages(
             teachers=tuple(trained[t] for t in stage_plan.teachers),
             source=trained.get(stage_plan.start_from or ""),
             data=data_spec,
-            views=views,
+            entries=entries,
             input_shape=input_shape,
             phase=phases[learners[0]],
         )
@@ -253,6 +280,9 @@ def _data_spec(plan: Plan, train: Source, unlabelled: Source | None) -> DataSpec
     """What methods are told of the data; `epochs` is filled in for each stage."""
     size = plan.data.batch_size
     steps = len(train) // size
+    if plan.data.regions is not None and len(train) >= size // plan.data.region_crops:
+        # An epoch has as many crops as there are records.
+        steps = max(steps, 1)
     if unlabelled is not None:
         # An epoch passes over the larger of the two sets.
         other = len(unlabelled) // (plan.data.unlabelled_batch_size or size)

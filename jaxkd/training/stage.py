@@ -7,8 +7,9 @@ made.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +31,14 @@ from jaxkd.training.step import (
     init_state,
     make_train_step,
 )
+
+logger = logging.getLogger("jaxkd")
+
+# What makes an entry of the batch that some methods need.
+_MAKERS = {
+    "target": "config.data.regions, or config.data.augment.mixup or .cutmix",
+    "unlabelled_image": "config.data.labelled_fraction and .unlabelled_batch_size",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +127,11 @@ class Stage:
         state = self.init_state(key)
         if not own:
             return state
-        (source,) = own.values()
+        ((name, source),) = own.items()
+        taken = matching(state.variables(), source).values()
+        logger.info(
+            "%s: %d of %d arrays taken from %s", self.name, sum(taken), len(taken), name
+        )
         return self.init_state(key, started_from(state.variables(), source))
 
     def train_step(self, augmentation: Augments) -> StepFn:
@@ -154,7 +167,7 @@ def make_stage(
     teachers: tuple[Network, ...],
     source: Network | None,
     data: DataSpec,
-    views: Sequence[str],
+    entries: Collection[str],
     input_shape: Sequence[int],
     phase: int = 0,
 ) -> Stage:
@@ -167,7 +180,7 @@ def make_stage(
       teachers: the networks they learn from.
       source: the network that the learner starts from, if any.
       data: the training data; `epochs` is the plan's matter.
-      views: views of a batch that the augmentation makes.
+      entries: what a batch holds beside `image`, `label` and `index`.
       input_shape: `(height, width, channels)` of the images.
       phase: how many earlier stages trained the learners.
 
@@ -183,7 +196,7 @@ def make_stage(
         if len(learners) == 1
         else wrappers.join(list(learners.values()), input_shape)
     )
-    method = _method(path, plan, len(learners), teachers, views, data)
+    method = _method(path, plan, len(learners), teachers, entries, data)
     frozen = _frozen(path, plan, student, source)
     if frozen is not None and plan.frozen_batch_norm == "eval":
         if student.freeze_norms is None:
@@ -191,7 +204,9 @@ def make_stage(
                 f"{path}.frozen_batch_norm: 'eval' needs a Linen network with the "
                 f"images of all others, which {student.name!r} is not"
             )
-        student = dataclasses.replace(student, apply=student.freeze_norms(plan.freeze))
+        with at(f"{path}.frozen_batch_norm"):
+            apply = student.freeze_norms(plan.freeze)
+        student = dataclasses.replace(student, apply=apply)
     with at(f"{path}.optimizer"):
         schedule = optimizers.learning_rate(
             plan.optimizer, epochs=plan.epochs, steps_per_epoch=data.steps_per_epoch
@@ -202,7 +217,13 @@ def make_stage(
         student=student.spec, teachers=tuple(t.spec for t in teachers), data=data
     )
     with at(f"{path}.method"):
-        jax.eval_shape(lambda k: method.init(k, specs), jax.random.key(0))
+        params, _ = jax.eval_shape(lambda k: method.init(k, specs), jax.random.key(0))
+        names = [path_name(p) for p, _ in jax.tree.leaves_with_path(params)]
+        for part in method.optimizers:
+            if not any(f"{name}/".startswith(f"{part}/") for name in names):
+                raise ValueError(
+                    f"an optimiser is given for {part!r}, which has no params"
+                )
     return Stage(
         name=name,
         plan=plan,
@@ -224,7 +245,7 @@ def _method(
     plan: StagePlan,
     num_students: int,
     teachers: tuple[Network, ...],
-    views: Sequence[str],
+    entries: Collection[str],
     data: DataSpec,
 ) -> Method:
     """The weighted sum of a stage's parts, checked against who is there."""
@@ -240,12 +261,22 @@ def _method(
                     f"{path}.teachers names {len(teachers)}"
                 )
             students = parts[part].num_students
+            if students == 1 and num_students > 1:
+                raise ValueError(
+                    f"trains one student, but {path}.learner names {num_students}; "
+                    "leave this part out"
+                )
             if students > 1 and students != num_students:
                 raise ValueError(
                     f"needs {students} students that learn together, but "
                     f"{path}.learner names {num_students}"
                 )
-            missing = [v for v in parts[part].views if v not in views]
+            for entry in parts[part].needs:
+                if entry not in entries:
+                    raise ValueError(
+                        f"needs {entry!r} in every batch; set {_MAKERS.get(entry, '')}"
+                    )
+            missing = [v for v in parts[part].views if f"image_{v}" not in entries]
             if missing and parts[part].prepare is None:
                 raise ValueError(
                     f"needs the view {missing[0]!r} of every image; set "
@@ -300,9 +331,12 @@ def _frozen(
             )
     if source is not None:
         given = jax.eval_shape(source.init, jax.random.key(0))
-        if not any(matching(variables, given).values()):
+        taken = matching(variables["params"], given["params"])
+        leaves = jax.tree.leaves(variables["params"])
+        kernels = [n for n, x in zip(names, leaves, strict=True) if x.ndim > 1]
+        if not any(taken[name] for name in kernels):
             raise ConfigError(
-                f"{path}.start_from: no array of {source.name!r} has the path and "
+                f"{path}.start_from: no kernel of {source.name!r} has the path and "
                 f"shape of one of {student.name!r}"
             )
     if not plan.freeze:

@@ -30,7 +30,7 @@ from jaxkd.training.network import ApplyFn, Network, Variables
 from jaxkd.training.optimizers import Schedule
 from jaxkd.training.paths import path_name
 from jaxkd.training.state import TrainState
-from jaxkd.training.wrappers import readout_variables
+from jaxkd.training.wrappers import READOUT, readout_variables
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, Any]
@@ -56,7 +56,7 @@ class Augments(Protocol):
 
 
 # Streams of random numbers drawn from one step's key.
-_METHOD, _NETWORK, _PREPARE, _TEACHER = range(4)
+_METHOD, _NETWORK, _TEACHER, _PREPARE = 0, 1, 3, 2**32 - 1
 
 
 def init_state(
@@ -271,6 +271,7 @@ def make_train_step(
             num_classes=num_classes,
         )
         if method.prepare is not None:
+            # Apart from the keys of the micro-batches, which are counted from 0.
             batch = method.prepare(batch, jax.random.fold_in(key, _PREPARE))
         if accumulate == 1:
             value_and_grads = micro_step(
@@ -290,6 +291,10 @@ def make_train_step(
                 **readout_variables(method, params["method"], memory),
             }
             average = _blend(state.average, variables, ema)
+            if READOUT in variables:
+                # What the readout remembers goes with its params of now.
+                memory_now = {"memory": variables[READOUT]["memory"]}
+                average = {**average, READOUT: {**average[READOUT], **memory_now}}
         metrics = {
             "loss": loss,
             "terms": means,

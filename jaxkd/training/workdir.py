@@ -37,6 +37,7 @@ _FREE = (
     "mesh",
     "notes",
     "data.path",
+    "data.regions",
     "data.workers",
     "data.on_error",
     "data.options.cache",

@@ -133,7 +133,8 @@ def with_readout(network: Network, method: Method) -> Network:
     """The network that predicts through a method's params, once they are trained.
 
     Where the variables hold the collection `"readout"` (see `readout_variables`), the
-    logits are the method's; otherwise, and in training, the network's own.
+    logits are the method's; otherwise the network's own. The learner of the stage
+    itself is not wrapped: it is trained by its own logits and taps.
     """
     readout = method.readout
     if readout is None:
@@ -148,7 +149,7 @@ def with_readout(network: Network, method: Method) -> Network:
     ) -> tuple[Outputs, Variables]:
         own = without_readout(variables)
         outputs, collections = network.apply(own, images, train=train, key=key)
-        if READOUT not in variables or train:
+        if READOUT not in variables:
             return outputs, collections
         state = variables[READOUT]
         logits = readout(state["params"], state["memory"], outputs)
@@ -160,9 +161,14 @@ def with_readout(network: Network, method: Method) -> Network:
 
 
 def readout_variables(method: Method, params: Any, memory: Any) -> Variables:
-    """What a trained method adds to the variables of its student."""
+    """What a trained method adds to the variables of its student.
+
+    Of a composed method this is the state of the part that predicts, and no other's.
+    """
     if method.readout is None:
         return {}
+    for part in method.readout_path:
+        params, memory = params[part], memory[part]
     return {READOUT: {"params": params, "memory": memory}}
 
 
