@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 
 from jaxkd.training import ConfigError, Plan, Setup, Stage, make_setup, sharding
 from jaxkd.training.evaluation import Evaluation
-from jaxkd.training.loop import train_batches
+from jaxkd.training.loop import run_once, train_batches
 from jaxkd.training.schema import plain
 from jaxkd.training.workdir import describe_device, versions
 
@@ -210,12 +210,13 @@ class Bench:
         """
         evaluation = Evaluation(setup)
         step = jax.jit(stage.train_step(setup.augmentation), donate_argnums=0)
+        begin = jax.jit(stage.begin, compiler_options=run_once())
         first, scores, seconds = stage.learners[0], [], []
         for seed in range(self._options.seeds):
             plan = dataclasses.replace(setup.plan, seed=seed)
             seeded = dataclasses.replace(setup, plan=plan)
             known = {name: v for (name, s), v in variables.items() if s == seed}
-            state, times = train(seeded, stage, step, known)
+            state, times = train(seeded, stage, begin, step, known)
             finals = stage.final_variables(state)
             metrics = evaluation.metrics(
                 stage.members[first], finals[first], surface=False
@@ -272,12 +273,10 @@ class Bench:
 
 
 def train(
-    setup: Setup, stage: Stage, step: Any, variables: dict[str, Any]
+    setup: Setup, stage: Stage, begin: Any, step: Any, variables: dict[str, Any]
 ) -> tuple[Any, list[float]]:
     """Trains one stage and returns its state and the seconds of its steps."""
-    state = jax.jit(stage.begin)(
-        setup.key(), {name: variables[name] for name in stage.starts}
-    )
+    state = begin(setup.key(), {name: variables[name] for name in stage.starts})
     teachers = tuple(variables[t.name] for t in stage.teachers)
     iterator = iter(train_batches(setup, stage))
     times = []

@@ -40,7 +40,7 @@ def get_config(arg: str = "resnet32x4-resnet8x4-kd") -> ConfigDict:
         method_optimizer=shared.cifar100_optimizer(
             batch_size,
             # The authors of MLLD halve the rate.
-            learning_rate=rate / 2 if method == "mlld" else rate,
+            learning_rate=rate / 2 if method.startswith("mlld") else rate,
         ),
         epochs=240,
         first=30,

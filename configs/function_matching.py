@@ -5,7 +5,8 @@ Commands:
     python -m jaxkd.main --config=configs/function_matching.py:cifar100 \
         --config.data.path=data/cifar-100-python --workdir=runs/fm-cifar
 
-Teacher and student see the same crop, flip and mixup; no label is used.
+Teacher and student see the same crop, flip and mixup; no label is used. The teacher is
+trained on mixed images too.
 
 Variants:
     digits     36 epochs against 12 of the teacher, the default.

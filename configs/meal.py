@@ -15,7 +15,8 @@ Variants:
         optimiser, as the authors' code effectively does.
     v2-own     the discriminator with its own optimiser and rate, and its gradient
         reversed into the student: an adversary.
-    v1         MEAL: losses and discriminators at every stage, one teacher a step.
+    v1         MEAL: losses and discriminators at every stage, one teacher a step; by
+        the schedule of V2, not by that of its paper.
     smoke      v2 for a few seconds.
     cifar100   v2 with ResNet-34 and WRN-40-2 as teachers of ResNet-18.
 

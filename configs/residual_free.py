@@ -12,8 +12,8 @@ students with and without skips, alone and taught by a larger, an equal and a sm
 residual teacher. The paper published no code; every setting here is ours.
 
 Variants: `digits` (depth 14, default), `smoke`, and `cifar100-DEPTH` with depth 20, 32,
-44, 56 or 110. From depth 56 on the plain networks need the warm-up of five epochs and
-the clipped gradient that all students then get.
+44, 56 or 110 (which has no larger teacher). From depth 56 on the plain networks need
+the warm-up of five epochs and the clipped gradient that all students then get.
 """
 
 import shared
@@ -28,8 +28,10 @@ def get_config(arg: str = "") -> ConfigDict:
     data, _, depth = kind.partition("-")
     config, optimizer, epochs = shared.classification(data, epochs=10)
     depth = int(depth or 14)
-    larger = DEPTHS[min(DEPTHS.index(depth) + 1, len(DEPTHS) - 1)]
-    smaller = DEPTHS[DEPTHS.index(depth) - 1]
+    place = DEPTHS.index(depth)
+    sizes = {"equal": depth, "smaller": DEPTHS[place - 1]}
+    if depth != DEPTHS[-1]:
+        sizes = {"larger": DEPTHS[place + 1], **sizes}
     factor = 1.0 if data == "cifar100" else 0.5
     students = dict(optimizer)
     if depth >= 56:
@@ -49,7 +51,6 @@ def get_config(arg: str = "") -> ConfigDict:
             epochs=epochs,
         )
 
-    sizes = {"larger": larger, "equal": depth, "smaller": smaller}
     for size, teacher_depth in sizes.items():
         add(f"teacher_{size}", network(teacher_depth))
     for kind_of, skip in {"residual": "all", "plain": "none"}.items():

@@ -38,6 +38,7 @@ RECIPES = {
         **CE, logit_standardization=dict(base="dkd", temperature=2.0, factor=9.0)
     ),
     "mlld": dict(mlld=dict(variant="code")),
+    "mlld_lskd": dict(mlld=dict(variant="code", standardize=True)),
     "function_matching": dict(function_matching=dict(temperature=1.0)),
     # Self-distillation.
     "uskd": dict(**CE, uskd=dict(alpha=0.1, beta=0.1, mu=0.1)),
@@ -253,7 +254,7 @@ def pair(
     if method == "crd" and config.data.source == "digits":
         # The published number is larger than the whole set.
         config.stages.student.method.crd.negatives = 1024
-    if method == "mlld":
+    if method.startswith("mlld"):
         config.data.augment.strong = dict(ops=2, magnitude=10.0)
     if method == "function_matching":
         config.data.augment.mixup = 1.0

@@ -35,13 +35,18 @@ SECTIONS = (
     "Reference",
 )
 # The names of recipes in the tables that are not those of their method.
-ROWS = {"lskd": "logit_standardization", "dkd_lskd": "logit_standardization"}
+ROWS = {
+    "lskd": "logit_standardization",
+    "dkd_lskd": "logit_standardization",
+    "mlld_lskd": "mlld",
+}
 NAVIGATION = ROOT / "mkdocs.yml"
 
 
 def sections(text: str) -> tuple[str, str, dict[str, str]]:
     """The first line of a docstring, its description and its named parts."""
-    head, *rest = re.split(r"\n(?=(?:[A-Z][a-z ]+):(?: |\n))", text)
+    known = "|".join((*SECTIONS, "Args", "Raises"))
+    head, *rest = re.split(rf"\n(?=(?:{known}):(?: |\n))", text)
     first, _, description = head.partition("\n")
     parts = {}
     for part in rest:

@@ -412,6 +412,7 @@ def test_report_and_eval_need_a_run(capsys, tiny, tmp_path):
         assert "holds no finished stage; run with --mode=train first" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["lits", "kits"])
 def test_the_paper_scale_variants_run_on_volumes_of_the_real_layout(
     capsys, tmp_path, variant

@@ -1,6 +1,7 @@
 """The pages of the methods are those that their docstrings make."""
 
 import importlib.util
+import inspect
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_every_method_has_its_page_with_a_source(pages, name):
 @pytest.mark.parametrize("name", distill.names())
 def test_every_option_of_a_method_is_explained(pages, name):
     make = factory(name)
-    _, _, parts = pages.sections(make.__doc__ or "")
+    _, _, parts = pages.sections(inspect.getdoc(make) or "")
     explained = pages.arguments(parts.get("Args", ""))
     options = [p for p in make.__annotations__ if p != "return"]
     assert [option for option in options if option not in explained] == []

@@ -51,6 +51,10 @@ def srrl(
     Pitfalls: the regressed logits have the scale of the teacher's, unsoftened; a very
     confident teacher makes the second term large.
 
+    Published: CIFAR-100, from ResNet-32x4 (table of the SimKD authors): ResNet-8x4
+    75.39 (alone 73.09, KD 74.42), VGG-8 73.23 (70.46, 72.73), ShuffleNetV2 x1.5 77.55
+    (74.15, 76.82).
+
     Args:
       student_tap: map of the student; None takes its last stage.
       alpha: weight of the term "feature".
@@ -119,6 +123,10 @@ def simkd(
     Pitfalls: don't add cross-entropy; it would train the unused last layer. Before the
     first step the readout is zero, since the teacher's layer is copied from the
     teacher's outputs at each step.
+
+    Published: CIFAR-100, from ResNet-32x4 with factor 2 (authors' table): ResNet-8x4
+    78.08 (alone 73.09, KD 74.42), VGG-8 75.76 (70.46, 72.73), ShuffleNetV2 x1.5 79.54
+    (74.15, 76.82).
 
     Args:
       student_tap: map of the student; None takes its last stage.

@@ -63,6 +63,10 @@ def mgd_masked(
     Paper and code: as in the code, a classifier's mask removes whole channels and a
     segmentation network's removes pixels. What is kept is not rescaled.
 
+    Published: ImageNet top-1: 71.69 for ResNet-18 from ResNet-34, 72.49 for
+    MobileNet-V1 from ResNet-50. Cityscapes mIoU (val): PSPNet-R18 69.85 -> 73.63,
+    DeepLabV3-R18 73.20 -> 76.31; authors' repository.
+
     Args:
       student_tap: map of the student; None takes its last stage.
       teacher_tap: map of the teacher; None takes its last stage.
@@ -144,6 +148,9 @@ def vitkd(
 
     Pitfalls: the losses are sums over tokens, so `alpha` and `beta` are small and
     depend on the number of tokens and the teacher's width.
+
+    Published: ImageNet top-1, DeiT-Tiny from DeiT III-Small: alone 74.42, NKD 76.68,
+    NKD and ViTKD together 77.78; authors' repository.
 
     Args:
       student_taps: early tokens of the student.

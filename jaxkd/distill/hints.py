@@ -120,6 +120,10 @@ def fitnet(
     network with KD; reference code, and this method, add the hint to one training. For
     the paper's order use two stages.
 
+    Published: CIFAR-100, 240 epochs: 69.21 for ResNet-20 from ResNet-56 (alone 69.06,
+    teacher 72.34), 73.50 for ResNet-8x4 from ResNet-32x4 (alone 72.50, teacher 79.42);
+    table of the CRD authors' benchmark.
+
     Args:
       student_tap: tap of the student.
       teacher_tap: tap of the teacher.
@@ -190,6 +194,10 @@ def vid(
     Paper and code: the paper trains the variances, and so does this method. A widely
     used re-implementation, and hence some published tables, keeps them at their initial
     value because the optimiser never sees them; `train_variance=False` repeats that.
+
+    Published: CIFAR-100, 240 epochs: 70.38 for ResNet-20 from ResNet-56 (alone 69.06,
+    teacher 72.34), 73.09 for ResNet-8x4 from ResNet-32x4 (alone 72.50, teacher 79.42);
+    table of the CRD authors' benchmark.
 
     Args:
       student_taps: taps of the student; None takes its stages.

@@ -60,9 +60,8 @@ def meal_v2(
 
     Cost: the forward passes of all teachers; the discriminator is small.
 
-    Pitfalls: without pretraining and with weight decay the published numbers are not
-    reached: SGD with momentum 0.9, weight decay 0, 180 epochs, learning rate 0.01,
-    then 0.001 from epoch 101 on.
+    Pitfalls: the published recipe starts from a trained student: SGD with momentum 0.9,
+    weight decay 0, 180 epochs, learning rate 0.01, then 0.001 from epoch 101 on.
 
     Paper and code: there is no adversary in the code: student and discriminator
     minimise the same sum, so that the student is pulled to be recognised.

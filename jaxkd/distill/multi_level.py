@@ -39,6 +39,7 @@ def mlld(
     temperatures: tuple[float, ...] = (4.0, 3.0, 5.0, 2.0, 6.0),
     ce_weight: Scheduled = 0.1,
     kd_weight: Scheduled = 0.9,
+    standardize: bool = False,
 ) -> Method:
     """Examples, classes and batches matched at several temperatures (Jin et al., 2023).
 
@@ -68,7 +69,7 @@ def mlld(
 
     Published: CIFAR-100 top-1 (as in the logit standardisation authors' table):
     resnet56 -> resnet20 72.19 (KD 70.66), resnet32x4 -> resnet8x4 77.08 (73.33),
-    WRN-40-2 -> WRN-16-2 76.63 (74.92).
+    WRN-40-2 -> WRN-16-2 76.63 (74.92); with standardised logits 72.33, 78.28, 76.95.
 
     Args:
       variant: see above.
@@ -76,6 +77,8 @@ def mlld(
         are those that see the weak view.
       ce_weight: factor of the term `ce`, the sum over both views.
       kd_weight: factor of the terms `kd`, `cc` (classes) and `bc` (examples).
+      standardize: whether the instance level sees standardised logits, as in
+        `logit_standardization`; the correlations never do.
 
     Raises:
       ValueError: no temperatures, or one that is not positive.
@@ -114,7 +117,11 @@ def mlld(
             losses.cross_entropy(student, inputs.targets)
             for student in (weak[0], strong[0])
         )
-        return {"ce": ce, **levels(weak, strong, temperatures)}, memory
+        values = levels(weak, strong, temperatures)
+        if standardize:
+            scored = (_standardized(pair) for pair in (weak, strong))
+            values["kd"] = levels(*scored, temperatures, masks=weak)["kd"]
+        return {"ce": ce, **values}, memory
 
     return Method(
         init=init,
@@ -128,11 +135,20 @@ def mlld(
 Pair = tuple[jax.Array, jax.Array]
 
 
+def _standardized(pair: Pair) -> Pair:
+    return losses.standardize_logits(pair[0]), losses.standardize_logits(pair[1])
+
+
 def _published_levels(
-    weak: Pair, strong: Pair, temperatures: tuple[float, ...]
+    weak: Pair,
+    strong: Pair,
+    temperatures: tuple[float, ...],
+    *,
+    masks: Pair | None = None,
 ) -> Terms:
-    examples = jnp.mean(losses.low_confidence(weak[1]).astype(jnp.float32))
-    classes = jnp.mean(losses.low_confidence_classes(weak[1]).astype(jnp.float32))
+    sure = (weak if masks is None else masks)[1]
+    examples = jnp.mean(losses.low_confidence(sure).astype(jnp.float32))
+    classes = jnp.mean(losses.low_confidence_classes(sure).astype(jnp.float32))
     own, misplaced = temperatures[:-_MISPLACED], temperatures[-_MISPLACED:]
     kd = [examples * _over(losses.kd, weak, temperatures)]
     if own:
@@ -145,9 +161,16 @@ def _published_levels(
     }
 
 
-def _masked_levels(weak: Pair, strong: Pair, temperatures: tuple[float, ...]) -> Terms:
-    examples = losses.low_confidence(weak[1])
-    classes = losses.low_confidence_classes(weak[1])
+def _masked_levels(
+    weak: Pair,
+    strong: Pair,
+    temperatures: tuple[float, ...],
+    *,
+    masks: Pair | None = None,
+) -> Terms:
+    sure = (weak if masks is None else masks)[1]
+    examples = losses.low_confidence(sure)
+    classes = losses.low_confidence_classes(sure)
     return {
         "kd": _over(losses.kd, weak, temperatures, where=examples)
         + _over(losses.kd, strong, temperatures),

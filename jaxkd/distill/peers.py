@@ -68,10 +68,11 @@ class EarlyClassifier(nn.Module):
                 padding="VALID",
                 use_bias=False,
                 kernel_init=kaiming_normal,
+                dtype=x.dtype,
                 name=f"conv{i}",
             )(x)
-            x = nn.relu(BatchNorm(name=f"norm{i}")(x, train))
-        features = jnp.mean(x, axis=(1, 2))
+            x = nn.relu(BatchNorm(dtype=x.dtype, name=f"norm{i}")(x, train))
+        features = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         logits = nn.Dense(
             self.classes,
             kernel_init=fan_in_uniform,

@@ -137,7 +137,7 @@ def uskd_weak(weak: Float[Array, "b k"], labels: Labels) -> Float32[Array, "b"]:
 def pskd_targets(
     past: Float[Array, "b k"], labels: Labels, *, alpha: Scalar
 ) -> Float32[Array, "b k"]:
-    """Soft labels of progressive self-distillation (Kim et al., 2021, Eq. 3).
+    """Soft labels of progressive self-distillation (Kim et al., 2021).
 
         (1 - alpha) y + alpha p_past
 

@@ -169,7 +169,7 @@ def load_variables(
         return jax.jit(
             setup.networks[network].init,
             out_shardings=sharding.replicated(setup.mesh),
-            compiler_options=_run_once(),
+            compiler_options=run_once(),
         )(setup.key())
     stage = [s for s in setup.stages if network in s.learners and s.name in finished][
         -1
@@ -194,7 +194,7 @@ def abstract_state(setup: Setup, stage: Stage) -> tuple[TrainState, TrainState]:
     return abstract_like(shapes, shardings), shardings
 
 
-def _run_once() -> dict[str, int] | None:
+def run_once() -> dict[str, int] | None:
     """Compiler options for a program that runs once.
 
     On the CPU, optimising the initialisation of a large network takes longer than
@@ -308,7 +308,7 @@ class StageRunner:
                 state = jax.jit(
                     stage.begin,
                     out_shardings=shardings,
-                    compiler_options=_run_once(),
+                    compiler_options=run_once(),
                 )(setup.key(), {name: variables[name] for name in stage.starts})
                 first_step, clock = 0, Clock()
             else:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ PATH = Path(__file__).parents[2] / "bench" / "distill_table.py"
 def bench():
     spec = importlib.util.spec_from_file_location("bench_distill_table", PATH)
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by name.
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return module
+    yield module
+    del sys.modules[spec.name]
 
 
 def results(**methods):

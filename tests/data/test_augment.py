@@ -1,5 +1,6 @@
 """Augmentation: exact pieces, keyed by record, alike for image and mask, sharded."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,6 +12,7 @@ import scipy.stats
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxkd.data import Augmentation, augment, crop, flip_image, rotate_quarter
+from jaxkd.data.augment import StrongView
 
 KEY = jax.random.key(11)
 
@@ -482,3 +484,47 @@ def test_the_pieces_on_one_image_equal_numpy():
     )
     with pytest.raises(ValueError, match="steps must be 1 or -1"):
         flip_image(jnp.asarray(image), 2, 1)
+
+
+def test_labelled_records_beside_unlabelled_ones_differ_at_every_step():
+    """They come round several times in an epoch, and unlike each time."""
+    augmentation = Augmentation(pad_crop=2, flip="horizontal")
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": jnp.asarray(rng.random((4, 8, 8, 1)), jnp.float32),
+        "label": jnp.zeros(4, jnp.int32),
+        "index": jnp.arange(4, dtype=jnp.int32),
+        "unlabelled_image": jnp.asarray(rng.random((4, 8, 8, 1)), jnp.float32),
+    }
+
+    def train(first):
+        other = jnp.arange(4, dtype=jnp.int32) + first
+        return augmentation.train(
+            {**batch, "unlabelled_index": other},
+            key=jax.random.key(0),
+            epoch=3,
+            num_classes=2,
+        )
+
+    once, again, later = train(0), train(0), train(7)
+    np.testing.assert_array_equal(once["image"], again["image"])
+    assert not np.allclose(once["image"], later["image"])
+    assert not np.allclose(once["unlabelled_image"], batch["unlabelled_image"])
+
+
+def test_a_strong_view_has_draws_of_its_own_and_the_labels_of_the_record():
+    augmentation = Augmentation(pad_crop=2, strong=StrongView(ops=1))
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": jnp.asarray(rng.integers(0, 256, (4, 8, 8, 3)), jnp.uint8),
+        "label": jnp.arange(4, dtype=jnp.int32),
+        "index": jnp.arange(4, dtype=jnp.int32),
+    }
+    key = jax.random.key(0)
+    output = augmentation.train(batch, key=key, epoch=0, num_classes=4)
+    assert output["image_strong"].shape == output["image"].shape
+    assert not np.allclose(output["image_strong"], output["image"])
+    assert float(output["image_strong"].min()) >= 0
+    plain = dataclasses.replace(augmentation, strong=None)
+    weak = plain.train(batch, key=key, epoch=0, num_classes=4)["image"]
+    np.testing.assert_array_equal(output["image"], weak)

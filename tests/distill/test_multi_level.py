@@ -99,3 +99,17 @@ def test_impossible_options_and_networks_are_one_line(two_views, segmentation):
         distill.create("mlld", temperatures=())
     with pytest.raises(ValueError, match="temperatures must be > 0, got -1"):
         distill.create("mlld", temperatures=(4.0, -1.0))
+
+
+def test_only_the_instance_level_sees_standardised_logits(two_views):
+    weak, strong = pairs(two_views)
+    plain = two_views.terms(distill.create("mlld"))
+    terms = two_views.terms(distill.create("mlld", standardize=True))
+    weak, strong = (
+        tuple(losses.standardize_logits(x) for x in pair) for pair in (weak, strong)
+    )
+    kd = 4 / 7 * over(losses.kd, weak)
+    kd += over(losses.kd, strong, (4.0, 3.0, 5.0)) + over(losses.kd, weak, (2.0, 6.0))
+    np.testing.assert_allclose(terms["kd"], kd, rtol=1e-5)
+    for name in ("ce", "cc", "bc"):
+        np.testing.assert_array_equal(terms[name], plain[name])

@@ -23,8 +23,9 @@ class Loss:
     `coupled`: a value depends on the whole batch. `ordered`: and on its order.
     `pixels`: one value per pixel.
     `where`: takes a mask of the shape of its values. `shift`: adding a constant to all
-    of the student's channels changes nothing. `detached`: part of the formula is held
-    constant, so that finite differences don't apply.
+    of the student's channels changes nothing. `all_classes`: gives every
+    class a share, so that none may be impossible. `detached`: part of the formula is
+    held constant, so that finite differences don't apply.
     """
 
     name: str

@@ -314,6 +314,7 @@ def test_predictions_that_are_not_finite_are_named(plain):
         Evaluation(setup).report(setup.networks["student"], broken)
 
 
+@pytest.mark.slow
 def test_hlfd_with_every_kind_of_state_resumes_exactly(tmp_path, monkeypatch):
     """Random and learned projections, accumulation, an average and the best step."""
     optimizer = {"name": "adam", "learning_rate": 1e-3, "clip_norm": 1.0}

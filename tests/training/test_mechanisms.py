@@ -212,6 +212,44 @@ def test_unlabelled_records_come_beside_the_labelled_ones():
             "image; set config.data.augment.strong",
         ),
         (
+            {
+                "stages__student__learner": ("student", "peer"),
+                "stages__student__teachers": (),
+                "stages__student__method": {"ce": {}, "dml": {}},
+            },
+            "config.stages.student.method.ce: trains one student, but "
+            "config.stages.student.learner names 2; leave this part out",
+        ),
+        (
+            {
+                "stages__student__teachers": (),
+                "stages__student__method": {"fkd": {}},
+            },
+            "config.stages.student.method.fkd: needs 'target' in every batch; set "
+            "config.data.regions",
+        ),
+        (
+            {
+                "stages__student__freeze": ("^head",),
+                "stages__student__frozen_batch_norm": "eval",
+            },
+            "config.stages.student.frozen_batch_norm: no batch norm of 'student' has "
+            "frozen parameters",
+        ),
+        (
+            {"data__augment": {"strong": {}, "mixup": 0.5}},
+            "config.data.augment: strong excludes mixup and cutmix",
+        ),
+        (
+            {"data__augment": {"strong": {"magnitude": 20.0}}},
+            "config.data.augment.strong: magnitude must be in [0, 10]",
+        ),
+        (
+            {"networks__student__input": {"mean": (0.5, 0.5), "std": (0.2, 0.2)}},
+            "config.networks.student: input.mean has 2 values but images have 1 "
+            "channels",
+        ),
+        (
             {"stages__student__freeze": ("stage9",)},
             "config.stages.student.freeze: 'stage9' matches no parameter of 'student'",
         ),
@@ -221,7 +259,7 @@ def test_unlabelled_records_come_beside_the_labelled_ones():
                 "data__image_size": 32,
                 "stages__student__start_from": "teacher",
             },
-            "config.stages.student.start_from: no array of 'teacher' has the path",
+            "config.stages.student.start_from: no kernel of 'teacher' has the path",
         ),
         (
             {
@@ -249,7 +287,12 @@ def test_unlabelled_records_come_beside_the_labelled_ones():
         ),
         (
             {"stages__student__method": {"crd": {"records": 100}}},
-            "config.stages.student.method",
+            "config.stages.student.method: ",
+        ),
+        (
+            {"stages__student__method": {"hint": {"student_tap": "stage9"}}},
+            "config.stages.student.method: network 'student' has no tap 'stage9'; it "
+            "has stem, stage1_pre, stage1",
         ),
     ],
 )

@@ -90,6 +90,32 @@ def test_frozen_batch_norms_use_and_keep_their_statistics():
     np.testing.assert_array_equal(after["second"]["mean"], before["second"]["mean"])
 
 
+@pytest.mark.parametrize("pattern", ["second/scale$", "(first|second)/bias"])
+def test_batch_norms_are_found_by_the_paths_of_their_parameters(pattern):
+    network = from_linen("net", Split(), (4, 4, 3))
+    variables = network.init(jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (2, 4, 4, 3)) + 3.0
+    frozen = network.freeze_norms((pattern,))
+    _, collections = frozen(variables, images, train=True, key=None)
+    before, after = variables["batch_stats"], collections["batch_stats"]
+    np.testing.assert_array_equal(after["second"]["mean"], before["second"]["mean"])
+
+
+def test_batch_norms_of_flax_are_frozen_too_and_none_at_all_is_an_error():
+    network = from_linen("net", Tiny(), (4, 4, 3))
+    variables = network.init(jax.random.key(0))
+    frozen = network.freeze_norms(("BatchNorm_0",))
+    images = jnp.ones((2, 4, 4, 3))
+    _, collections = frozen(variables, images, train=True, key=jax.random.key(1))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        collections["batch_stats"],
+        variables["batch_stats"],
+    )
+    with pytest.raises(ValueError, match="no batch norm of 'net' has frozen"):
+        network.freeze_norms(("Dense_0",))
+
+
 def test_a_module_may_state_facts_about_itself():
     assert from_linen("net", Split(), (4, 4, 3)).facts == {"bytes": 12}
     assert from_linen("net", Tiny(), (4, 4, 3)).facts == {}
@@ -152,6 +178,22 @@ class TestNnx:
         same, again, other = (outputs.taps["x"] for outputs, _ in results)
         np.testing.assert_array_equal(same, again)
         assert not np.array_equal(same == 0, other == 0)
+
+    def test_streams_of_random_numbers_differ(self):
+        class Twice(nnx.Module):
+            def __init__(self, rngs):
+                self.drops = nnx.List([nnx.Dropout(0.5, rngs=rngs) for _ in range(2)])
+
+            def __call__(self, images):
+                first, second = (drop(jnp.ones((8, 32))) for drop in self.drops)
+                return Outputs(logits=first, taps={"second": second})
+
+        network = from_nnx("net", Twice, (4, 4, 3))
+        variables = network.init(jax.random.key(0))
+        outputs, _ = network.apply(
+            variables, self.images, train=True, key=jax.random.key(1)
+        )
+        assert not np.array_equal(outputs.logits == 0, outputs.taps["second"] == 0)
 
     def test_what_makes_no_nnx_module_is_refused(self):
         with pytest.raises(TypeError, match="'net' must be an nnx.Module, got dict"):

@@ -112,7 +112,7 @@ def test_a_network_sees_changed_images():
     close(got.logits, expected.logits)
 
 
-def test_a_readout_takes_the_place_of_the_logits_in_evaluation_only():
+def test_a_readout_takes_the_place_of_the_logits():
     def readout(params, memory, student):
         return student.taps["pooled"] @ params["kernel"] + memory["bias"][None]
 
@@ -133,9 +133,13 @@ def test_a_readout_takes_the_place_of_the_logits_in_evaluation_only():
     expected = outputs.taps["pooled"].sum(-1, keepdims=True) + jnp.arange(3.0)[None]
     close(outputs.logits, expected)
     assert outputs.head is None and "readout" in collections
+    # A teacher in training mode predicts so as well, view after view.
     trained, collections = wrapped.apply(variables, IMAGES, train=True, key=None)
-    assert not np.allclose(trained.logits, outputs.logits)
-    assert "readout" not in collections
+    expected = trained.taps["pooled"].sum(-1, keepdims=True) + jnp.arange(3.0)[None]
+    close(trained.logits, expected)
+    assert "readout" in collections
+    own, _ = plain.apply(variables, IMAGES, train=False, key=None)
+    assert not np.allclose(own.logits, outputs.logits)
 
 
 def test_a_method_without_readout_changes_nothing():

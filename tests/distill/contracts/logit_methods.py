@@ -19,6 +19,7 @@ METHODS = [
     ("dist", {"temperature": 4.0}, "classification"),
     ("dist_pixels", {"name": "dist"}, "segmentation"),
     ("mlld", {}, "views"),
+    ("mlld_standardized", {"name": "mlld", "standardize": True}, "views"),
     ("mlld_paper", {"name": "mlld", "variant": "paper"}, "views"),
     ("deit", {}, "classification"),
     (

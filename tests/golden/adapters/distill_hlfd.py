@@ -156,7 +156,9 @@ def distill_hlfd_total(v):
             state=lambda params, memory: (params, {**memory, "hlfd": projections(x)}),
         )
         parts = {
-            "seg": 0.5 * (means["seg/focal"] + means["seg/dice"]),
+            "seg": sum(
+                method.weights[term] * means[term] for term in ("seg/focal", "seg/dice")
+            ),
             "plfd": means["hlfd/plfd"],
             "flfd": means["hlfd/flfd"],
         }

@@ -150,7 +150,9 @@ def distill_function_matching(v):
 
 def distill_camkd(v):
     temperature = v.hp("temperature")
-    factors = v.hp("r"), v.hp("a"), v.hp("b")
+    # The vectors hold maps that are projected already; the factors are the method's.
+    method = distill.create("camkd", alpha=v.hp("a"), beta=v.hp("b"))
+    factors = v.hp("r"), method.weights["kd"], method.weights["hint"]
     keys = {name: v.keys(rf"in_{name}\d+") for name in ("logits_t", "proj_s", "feat_t")}
     assert {len(found) for found in keys.values()} == {v.hp("teachers")}
 

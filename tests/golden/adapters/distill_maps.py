@@ -41,7 +41,8 @@ def distill_ab(v):
             * losses.ab(x[f"in_s{i}"], x[f"in_t{i}"], margin=margin)
             for i in stages
         ]
-        return {"parts": 0.003 * jnp.stack([jnp.mean(value) for value in values])}
+        means = jnp.stack([jnp.mean(value) for value in values])
+        return {"parts": method.weights["ab"] * means}
 
     return _run(v, method, parts)
 

@@ -74,7 +74,7 @@ LOSSES = [
         "pixels pixel_labels",
         "pixels where shift",
     ),
-    ("cross_entropy_smoothed", smoothed, "logits labels", "where shift"),
+    ("cross_entropy_smoothed", smoothed, "logits labels", "where shift all_classes"),
     ("focal", losses.focal, "logits labels", "where shift detached"),
     (
         "focal_pixels",

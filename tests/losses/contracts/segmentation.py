@@ -60,7 +60,7 @@ LOSSES = [
         "cirkd_minibatch_same",
         losses.cirkd_minibatch,
         "dense teacher_dense",
-        "coupled identity",
+        "coupled",
     ),
     ("cirkd_memory", memory, "dense teacher_dense", "identity pixels where"),
     (
