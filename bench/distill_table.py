@@ -22,6 +22,7 @@ import dataclasses
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -76,11 +77,16 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    try:
-        return _main(arguments)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
+    with tempfile.TemporaryDirectory() as programs:
+        if jax.config.jax_compilation_cache_dir is None:
+            # Methods share the programs that start and judge a network.
+            jax.config.update("jax_compilation_cache_dir", programs)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        try:
+            return _main(arguments)
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            return 2
 
 
 def _main(arguments: Sequence[str] | None) -> int:

@@ -119,8 +119,8 @@ def mlld(
         )
         values = levels(weak, strong, temperatures)
         if standardize:
-            scored = (_standardized(pair) for pair in (weak, strong))
-            values["kd"] = levels(*scored, temperatures, masks=weak)["kd"]
+            scored = _standardized(weak), _standardized(strong)
+            values["kd"] = levels(scored[0], scored[1], temperatures, masks=weak)["kd"]
         return {"ce": ce, **values}, memory
 
     return Method(
