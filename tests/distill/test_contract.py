@@ -171,7 +171,8 @@ def make_run(method):
         gradient = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
         return gradient(params, inputs.student, inputs.teachers)
 
-    return jax.jit(run)
+    # It runs twice, so the compiler need not think about it.
+    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def finite(tree):

@@ -96,7 +96,8 @@ def value_and_gradients(loss):
         grads, values = gradient(*(arrays[i] for i in floats))
         return values, dict(zip(floats, grads, strict=True))
 
-    return jax.jit(run)
+    # It runs once, so the compiler need not think about it.
+    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @every_loss()
