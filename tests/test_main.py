@@ -495,6 +495,7 @@ def test_every_smoke_variant_has_networks_and_methods_that_fit(spec):
     assert setup.stages
 
 
+@pytest.mark.slow
 def test_every_recipe_fits_networks_of_the_cifar_families():
     shared = runpy.run_path(str(ROOT / "configs" / "shared.py"))
     for method in shared["RECIPES"]:

@@ -111,6 +111,11 @@ def from_linen(name: str, module: nn.Module, input_shape: Sequence[int]) -> Netw
                 return call(*args, **kwargs)
             found.add(path)
             if isinstance(module, nn.BatchNorm):
+                if module.use_running_average is not None:
+                    raise ValueError(
+                        f"batch norm {path!r} of {name!r} has use_running_average in "
+                        "its constructor; give it in the call, then it can be frozen"
+                    )
                 return call(*args, **{**kwargs, "use_running_average": True})
             return call(args[0] if args else kwargs["x"], False)
 

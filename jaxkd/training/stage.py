@@ -264,7 +264,7 @@ def _method(
             if students == 1 and num_students > 1:
                 raise ValueError(
                     f"trains one student, but {path}.learner names {num_students}; "
-                    "leave this part out"
+                    "take a method whose students learn together, such as 'dml', alone"
                 )
             if students > 1 and students != num_students:
                 raise ValueError(
@@ -288,11 +288,6 @@ def _method(
         raise ConfigError(
             f"{path}.teachers: {[t.name for t in teachers]} given, but the method "
             f"reads {method.num_teachers}"
-        )
-    if num_students > method.num_students:
-        raise ConfigError(
-            f"{path}.learner: {num_students} networks given, but the method trains "
-            "one; take a method whose students learn together, such as 'dml'"
         )
     return method
 

@@ -58,8 +58,11 @@ def test_terms_reach_only_their_player(run, method):
 
 def test_weights_multiply_the_penalty(method):
     assert method.weights == {"student": 0.1, "critic": 0.1, "penalty": 1.0}
-    rising = distill.create("skd_holistic", factor=lambda step: 2.0 * step, penalty=3.0)
+    rising = distill.create(
+        "skd_holistic", critic_factor=lambda step: 2.0 * step, penalty=3.0
+    )
     assert distill.weight_at(rising.weights["penalty"], jnp.asarray(2)) == 12.0
+    assert rising.weights["student"] == 0.1
 
 
 def test_critic_term_is_the_difference_of_scores(run, method):

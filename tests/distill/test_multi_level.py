@@ -71,8 +71,9 @@ def test_the_paper_masks_examples_and_uses_both_views(two_views):
     cc = over(losses.class_correlation, weak, where=classes)
     cc += over(losses.class_correlation, strong)
     np.testing.assert_allclose(terms["cc"], cc, rtol=1e-5)
-    both = over(losses.batch_correlation, weak) + over(losses.batch_correlation, strong)
-    np.testing.assert_allclose(terms["bc"], both * np.asarray(examples), rtol=1e-5)
+    bc = over(losses.batch_correlation, weak) * np.asarray(examples)
+    bc += over(losses.batch_correlation, strong)
+    np.testing.assert_allclose(terms["bc"], bc, rtol=1e-5)
 
 
 def test_with_few_temperatures_the_strong_view_has_no_kd_of_its_own(two_views):

@@ -86,7 +86,8 @@ def test_head_pre_taps_and_norms_belong_to_the_forward_pass(
         pre = np.array(taps[f"{stage}_pre"])
         assert pre.min() < 0
         end = pre if family == "mobilenetv2" else np.maximum(pre, 0)
-        np.testing.assert_array_equal(taps[stage], end)
+        # The compiler may compute the two apart.
+        np.testing.assert_allclose(taps[stage], end, rtol=1e-5, atol=1e-6)
     if family == "shufflenetv2":
         assert outputs.norms == {}
         return

@@ -198,8 +198,9 @@ def test_unlabelled_records_come_beside_the_labelled_ones():
     [
         (
             {"stages__student__learner": ("student", "peer")},
-            "config.stages.student.learner: 2 networks given, but the method trains "
-            "one",
+            "config.stages.student.method.ce: trains one student, but "
+            "config.stages.student.learner names 2; take a method whose students learn "
+            "together, such as 'dml', alone",
         ),
         (
             {"stages__student__method": {"dml": {"students": 3}}},
@@ -218,7 +219,7 @@ def test_unlabelled_records_come_beside_the_labelled_ones():
                 "stages__student__method": {"ce": {}, "dml": {}},
             },
             "config.stages.student.method.ce: trains one student, but "
-            "config.stages.student.learner names 2; leave this part out",
+            "config.stages.student.learner names 2",
         ),
         (
             {

@@ -102,7 +102,15 @@ def test_batch_norms_are_found_by_the_paths_of_their_parameters(pattern):
 
 
 def test_batch_norms_of_flax_are_frozen_too_and_none_at_all_is_an_error():
-    network = from_linen("net", Tiny(), (4, 4, 3))
+    class Flax(nn.Module):
+        @nn.compact
+        def __call__(self, images, *, train=False):
+            x = nn.BatchNorm(momentum=0.5)(images, use_running_average=not train)
+            return Outputs(logits=nn.Dense(5)(x.mean((1, 2))), taps={})
+
+    with pytest.raises(ValueError, match="use_running_average in its constructor"):
+        from_linen("net", Tiny(), (4, 4, 3)).freeze_norms(("BatchNorm_0",))
+    network = from_linen("net", Flax(), (4, 4, 3))
     variables = network.init(jax.random.key(0))
     frozen = network.freeze_norms(("BatchNorm_0",))
     images = jnp.ones((2, 4, 4, 3))

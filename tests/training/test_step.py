@@ -345,7 +345,7 @@ class TestMechanisms:
         state, _ = jax.jit(kit.step)(kit.state(), batch, ())
         final = final_variables(state, kit.method)
         np.testing.assert_allclose(final["readout"]["params"]["scale"], 0.95)
-        np.testing.assert_allclose(final["readout"]["memory"]["seen"], 0.5)
+        np.testing.assert_allclose(final["readout"]["memory"]["seen"], 1.0)
         plain = make_kit(self._method(terms, readout=readout)).state()
         assert "readout" in final_variables(plain, kit.method)
 
