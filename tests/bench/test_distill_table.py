@@ -25,12 +25,14 @@ def results(**methods):
     return {
         "settings": {
             "pair": "a-b",
+            "teacher_width": 1.0,
             "width": 0.5,
             "data": "digits",
             "epochs": 2,
             "seeds": 2,
         },
         "methods": methods,
+        "refused": {"fsp": "other channels"},
         "teachers": {"teacher": [0.9, 0.92]},
         "metric": "accuracy",
         "device": "1 x cpu",
@@ -57,6 +59,7 @@ def test_rows_show_means_paired_gains_and_the_cost_of_a_step(bench):
     assert "| `kd` | 77.00 ± 7.07 | +2.00 ± 0.00 | 1.00 |" in text
     assert "| `at` | 75.00 ± 21.21 | +0.00 ± 14.14 | 1.25 |" in text
     assert "2 min in all" in text
+    assert "`fsp` does not fit this pair: other channels" in text
 
 
 def test_the_baseline_and_kd_come_first_and_unknown_names_are_refused(bench, capsys):
@@ -76,7 +79,8 @@ def test_a_table_goes_on_where_it_was_left_and_not_with_other_settings(
     bench, tmp_path, capsys
 ):
     out = tmp_path / "table.json"
-    options = ["--pair=resnet8-resnet8", "--width=0.125", "--epochs=1", "--seeds=2"]
+    options = ["--pair=resnet8-resnet8", "--teacher-width=0.25", "--epochs=1"]
+    options += ["--width=0.125", "--seeds=2"]
     options += ["--batch-size=480", f"--out={out}"]
     assert bench.main([*options, "--methods=none"]) == 0
     first = json.loads(out.read_text())
