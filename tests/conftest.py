@@ -12,9 +12,10 @@ import pytest
 
 # Most of the time of the tests is LLVM's. What it compiles here runs once on tiny
 # arrays, so it need not be fast; the options are those of the pinned JAX.
+_FLAGS = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):
-    _FLAGS = (os.environ.get("XLA_FLAGS", ""), "--xla_cpu_use_fusion_emitters=false")
-    os.environ["XLA_FLAGS"] = " ".join(_FLAGS).strip()
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
 
 # Before anything touches a backend: eight simulated CPU devices.
 jax.config.update("jax_num_cpu_devices", 8)

@@ -171,8 +171,7 @@ def make_run(method):
         gradient = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
         return gradient(params, inputs.student, inputs.teachers)
 
-    # It runs twice, so the compiler need not think about it.
-    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(run)
 
 
 def finite(tree):

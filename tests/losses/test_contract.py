@@ -96,8 +96,7 @@ def value_and_gradients(loss):
         grads, values = gradient(*(arrays[i] for i in floats))
         return values, dict(zip(floats, grads, strict=True))
 
-    # It runs once, so the compiler need not think about it.
-    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(run)
 
 
 @every_loss()
