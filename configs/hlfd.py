@@ -22,6 +22,7 @@ the same code `seg_at`, `seg_skd`, `seg_deep`, `hifd`, `ifd`, `emkd`.
 Expected: see docs/methods/hlfd.md.
 """
 
+import shared
 from ml_collections import ConfigDict, config_dict
 
 VARIANTS = ("sample", "smoke", "table", "lits", "kits")
@@ -99,34 +100,14 @@ def _stages(
 
 
 def _sample(config: ConfigDict, students: dict[str, str], *, smoke: bool):
-    config.data = dict(
-        source="liver_ct_sample",
-        path=config_dict.placeholder(str),
-        image_size=64 if smoke else 128,
-        batch_size=8,
-        workers=0,
-        on_error="raise",
-    )
-    config.data.augment = dict(rotate=15.0, brightness=0.1, contrast=0.1)
-    optimizer = dict(
-        name="adam",
-        learning_rate=3e-3,
-        schedule="cosine",
-        end_learning_rate=1e-6,
-        granularity="epoch",
-    )
+    shared_config, optimizer, width_factor = shared.liver(smoke=smoke)
+    config.update(shared_config)
     _stages(
         config,
         students,
-        width_factor=1 / 16 if smoke else 1 / 8,
+        width_factor=width_factor,
         optimizer=optimizer,
         epochs=(1, 1) if smoke else (12, 16),
-    )
-    config.evaluation = dict(every_epochs=2, threshold=0.4, batch_size=8)
-    config.log = dict(every_steps=20, tensorboard=False)
-    config.notes = (
-        "Liver in CT slices (MSD Task03 / LiTS, CC BY-SA 4.0), split by volume; "
-        "about 160 training slices.",
     )
 
 
