@@ -2,15 +2,20 @@
 
 Exit status: 0 finished; 1 training failed; 2 a mistake in the arguments or the
 config; 75 stopped by SIGTERM or SIGINT after saving (run again to continue).
+
+Several processes run the same command, connected by `--distributed`; the first one
+alone writes files and tells what it does.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -52,9 +57,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--mode",
-        choices=("train", "eval", "report"),
+        choices=("train", "label", "eval", "report"),
         default="train",
-        help="train (and resume), evaluate again, or write the report page again",
+        help="train (and resume), write the teachers' answers for the stages that have "
+        "targets, evaluate again, or write the report page again",
+    )
+    parser.add_argument(
+        "--distributed",
+        metavar="WHERE",
+        help="connect several processes that run this command: auto (SLURM, Open MPI, "
+        "Cloud TPU, Kubernetes), HOST:PORT,COUNT,INDEX (of process 0; how many; which "
+        "this is), or off; by default JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+        "JAX_PROCESS_ID tell, if they are set",
     )
     return parser
 
@@ -71,14 +85,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("jaxkd").setLevel(logging.INFO)
 
     # Imported here so that --help and mistakes in the arguments answer at once.
+    from jaxkd.training import distributed
     from jaxkd.training.config import apply_overrides, load_config, parse_overrides
     from jaxkd.training.schema import ConfigError
 
+    def run() -> int:
+        try:
+            config = apply_overrides(load_config(known.config), parse_overrides(rest))
+            return _run(known.mode, config, known.workdir, _command(arguments))
+        except ConfigError as error:
+            return _mistake(str(error))
+
     try:
-        config = apply_overrides(load_config(known.config), parse_overrides(rest))
-        return _run(known.mode, config, known.workdir, _command(arguments))
+        processes = distributed.parse_processes(known.distributed, os.environ)
+        if processes is None:
+            return run()
+        distributed.connect(processes)
     except ConfigError as error:
         return _mistake(str(error))
+    except distributed.DistributedError as error:
+        return _failure(str(error))
+    return _run_with_others(run)
+
+
+def _run_with_others(run: Callable[[], int]) -> int:
+    """Runs one of several processes; it does not wait for the others if it fails."""
+    import jax
+
+    from jaxkd.training import distributed
+
+    if jax.process_index():
+        logging.getLogger("jaxkd").setLevel(logging.WARNING)
+    try:
+        status = run()
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error).partition("\n")[0]
+        status = _failure(f"{text} (another process may have ended; see what it says)")
+    except BaseException:
+        traceback.print_exc()
+        status = FAILED
+    if status in (FAILED, MISTAKE):
+        distributed.leave(status)
+    return status
 
 
 def _write_page(path: Path) -> None:
@@ -96,36 +144,65 @@ def _run(mode: str, config: dict[str, Any], path: Path, command: str) -> int:
     from jaxkd.report import results_table
     from jaxkd.training import loop
     from jaxkd.training.checkpoints import CheckpointError
+    from jaxkd.training.compilation import use_compilation_cache
+    from jaxkd.training.distributed import check_same
+    from jaxkd.training.labelling import TargetsDiffer, label
     from jaxkd.training.plan import Plan
+    from jaxkd.training.progress import TrainingFailed
     from jaxkd.training.schema import ConfigError, one_line
     from jaxkd.training.setup import make_setup
+    from jaxkd.training.signals import Stopped, StopSignal
+    from jaxkd.training.target_files import check_targets
     from jaxkd.training.workdir import Workdir
 
     plan = Plan.from_config(config)
+    use_compilation_cache()
     workdir = Workdir(path)
+    check_same("config: every process must run the same command", plan)
+    shared = f"--workdir: {path} must be on a file system that all processes share"
+    check_same(shared, workdir.progress())
     summary = workdir.summary()
-    if mode != "train" and not summary:
+    if mode in ("eval", "report") and not summary:
         raise ConfigError(
             f"--workdir: {path} holds no finished stage; run with --mode=train first"
         )
     complete = summary.get("status") == "finished"
     try:
+        if mode == "label":
+            with StopSignal() as stop:
+                setup = make_setup(plan)
+                workdir.claim(plan)
+                for line in label(setup, workdir, command=command, stop=stop):
+                    print(line)
+            return FINISHED
         if mode == "eval":
             workdir.check(plan, free=("evaluation",))
             summary = loop.evaluate(make_setup(plan), workdir)
         elif mode == "report" or complete:
             workdir.check(plan)
         else:
-            with loop.StopSignal() as stop:
+            with StopSignal() as stop:
                 setup = make_setup(plan)
+                check_same(
+                    "config.data: every process must find the same records",
+                    (len(setup.train), len(setup.test)),
+                )
+                check_targets(setup, workdir)
                 workdir.claim(plan)
+                check_same(shared, workdir.claimed(plan))
                 summary = loop.run(setup, workdir, command=command, stop=stop)
-    except loop.Stopped as stopped:
-        print(stopped, file=sys.stderr)
+    except Stopped as stopped:
+        if workdir.writes:
+            print(stopped, file=sys.stderr)
         return STOPPED
-    except (loop.TrainingFailed, DamagedFileError, CheckpointError, OSError) as failure:
-        print(f"error: {one_line(failure)}", file=sys.stderr)
-        return FAILED
+    except (
+        TrainingFailed,
+        TargetsDiffer,
+        DamagedFileError,
+        CheckpointError,
+        OSError,
+    ) as failure:
+        return _failure(one_line(failure))
     if workdir.writes:
         if mode == "train" and complete:
             print(f"{path}: the run is complete")
@@ -139,8 +216,21 @@ def _command(arguments: Sequence[str]) -> str:
 
 
 def _mistake(text: str) -> int:
-    print(f"error: {text}", file=sys.stderr)
+    _tell(text)
     return MISTAKE
+
+
+def _failure(text: str) -> int:
+    _tell(text)
+    return FAILED
+
+
+def _tell(text: str) -> None:
+    """Tells of an error, and in a run of several processes which one met it."""
+    jax, who = sys.modules.get("jax"), ""
+    if jax is not None and jax.distributed.is_initialized():
+        who = f"process {jax.process_index()} of {jax.process_count()}: "
+    print(f"{who}error: {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":

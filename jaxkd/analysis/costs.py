@@ -52,7 +52,18 @@ def count_costs(function: Callable[..., Any], *abstract_args: Any) -> Costs:
     >>> count_costs(jnp.dot, x, kernel).macs
     30
     """
-    closed = jax.make_jaxpr(function)(*abstract_args)
+    return count_jaxpr(jax.make_jaxpr(function)(*abstract_args))
+
+
+def count_jaxpr(closed: Any) -> Costs:
+    """As `count_costs`, of a function that is traced already.
+
+    Args:
+      closed: a closed jaxpr.
+
+    Raises:
+      ValueError: matrix products in a `while` loop, whose number of rounds is unknown.
+    """
     macs, _ = _count(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     return Costs(macs=macs)
 

@@ -8,8 +8,8 @@ Both pipelines are random-access sequences of batches which grain reads ahead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from jaxkd.data._iterator import BatchIterator
 
 Batch = dict[str, np.ndarray]
+
+
+@runtime_checkable
+class Extra(Protocol):
+    """`extra(epoch, indices)`: further entries of a batch, each `[b, ...]`."""
+
+    def __call__(self, epoch: int, indices: np.ndarray) -> Batch:
+        """Returns the entries of the records `indices` in an epoch."""
+        ...
 
 
 class TrainBatches:
@@ -42,6 +51,7 @@ class TrainBatches:
         workers: int = 0,
         process_index: int = 0,
         process_count: int = 1,
+        extra: Extra | None = None,
     ):
         self._first, self._last = _process_rows(
             batch_size, process_index, process_count
@@ -61,6 +71,7 @@ class TrainBatches:
         self._batch_size = batch_size
         self._seed = seed
         self._epochs = epochs
+        self._extra = extra
         self.workers = workers
         self._order: tuple[int, np.ndarray] | None = None
         self.steps_per_epoch = len(source) // batch_size
@@ -69,13 +80,20 @@ class TrainBatches:
         return self._epochs * self.steps_per_epoch
 
     def __getitem__(self, step: int) -> Batch:
-        indices = self.indices(step)[self._first : self._last]
-        return _read(self._source, indices)
+        numbers = self.numbers(step)
+        return {**read_records(self._source, numbers["index"]), **numbers}
 
     def __iter__(self) -> BatchIterator:
         from jaxkd.data._iterator import BatchIterator
 
         return BatchIterator(self, workers=self.workers)
+
+    def numbers(self, step: int) -> Batch:
+        """The batch of `step` without what a record holds: `index` and `extra`."""
+        index = self.indices(step)[self._first : self._last]
+        if self._extra is None:
+            return {"index": index}
+        return {"index": index, **self._extra(step // self.steps_per_epoch, index)}
 
     def indices(self, step: int) -> np.ndarray:
         """Record indices of the global batch of `step`, all processes together.
@@ -111,6 +129,7 @@ def train_batches(
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    extra: Extra | None = None,
 ) -> TrainBatches:
     """Training batches in a fresh order for each epoch.
 
@@ -127,6 +146,8 @@ def train_batches(
       process_index: which process this is.
       process_count: how many processes share each global batch; process p delivers
         rows `p * batch_size / process_count` and following.
+      extra: adds entries that the records themselves do not have, such as stored
+        teacher targets; must survive pickling.
 
     Returns:
       An object with `steps_per_epoch` whose iterators yield `image` `[b, h, w, c]`,
@@ -147,7 +168,61 @@ def train_batches(
         workers=workers,
         process_index=process_index,
         process_count=process_count,
+        extra=extra,
     )
+
+
+class Stacked:
+    """The batches of several runs side by side: every entry `[runs, b, ...]`.
+
+    Args:
+      batches: those of each run, equally many.
+    """
+
+    def __init__(self, batches: Sequence[TrainBatches]):
+        self._batches = tuple(batches)
+        self.workers = self._batches[0].workers
+
+    def __len__(self) -> int:
+        return len(self._batches[0])
+
+    def __getitem__(self, step: int) -> Batch:
+        return _side_by_side([batches[step] for batches in self._batches])
+
+    def __iter__(self) -> BatchIterator:
+        from jaxkd.data._iterator import BatchIterator
+
+        return BatchIterator(self, workers=self.workers)
+
+    def numbers(self, step: int) -> Batch:
+        """As `TrainBatches.numbers`."""
+        return _side_by_side([batches.numbers(step) for batches in self._batches])
+
+
+def _side_by_side(parts: list[Batch]) -> Batch:
+    return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
+
+class Numbers:
+    """Batches without what the records hold, for records that lie on the devices.
+
+    Args:
+      batches: the batches.
+    """
+
+    def __init__(self, batches: TrainBatches | Stacked):
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, step: int) -> Batch:
+        return self._batches.numbers(step)
+
+    def __iter__(self) -> BatchIterator:
+        from jaxkd.data._iterator import BatchIterator
+
+        return BatchIterator(self, workers=0)
 
 
 class WithUnlabelled:
@@ -252,7 +327,7 @@ class _EvalBatches:
         start = step * self._batch_size
         rows = np.arange(start + self._first, start + self._last, dtype=np.int32)
         valid = rows < len(self._source)
-        batch = _read(self._source, np.minimum(rows, len(self._source) - 1))
+        batch = read_records(self._source, np.minimum(rows, len(self._source) - 1))
         return {**batch, "valid": valid}
 
 
@@ -274,8 +349,19 @@ def _process_rows(
     return process_index * rows, (process_index + 1) * rows
 
 
-def _read(source: Source, indices: np.ndarray) -> Batch:
-    """Reads and stacks records; each record is read once even if it repeats."""
+def read_records(source: Source, indices: np.ndarray) -> Batch:
+    """Reads and stacks records; each record is read once even if it repeats.
+
+    Args:
+      source: the records.
+      indices: their numbers, integer `[b]`.
+
+    Returns:
+      The entries of the records stacked, `label` int32, and `index` int32 `[b]`.
+
+    Raises:
+      ValueError: records differ in shape.
+    """
     take = getattr(source, "take", None)
     unique, inverse = np.unique(indices, return_inverse=True)
     if take is not None:

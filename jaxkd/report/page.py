@@ -158,6 +158,8 @@ def _view(run: Run, key: str, *, alone: bool) -> RunView:
 
 def _caution(run: Run) -> Iterable[str]:
     """What a single run cannot tell."""
+    if len(run.summary.get("seeds", ())) > 1:
+        return
     if len(run.summary.get("results", {})) > 1:
         yield (
             f"One run with seed {run.summary.get('seed', '?')}: small differences may "
@@ -167,8 +169,11 @@ def _caution(run: Run) -> Iterable[str]:
 
 def _environment(run: Run) -> Iterable[tuple[str, str]]:
     """Where and on what the run ran."""
+    seeds = run.summary.get("seeds", ())
     for name in ("device", "seed", "task"):
-        if run.summary.get(name) is not None:
+        if name == "seed" and len(seeds) > 1:
+            yield "seeds", ", ".join(map(str, seeds))
+        elif run.summary.get(name) is not None:
             yield name, str(run.summary[name])
     for name, value in run.summary.get("data", {}).items():
         yield f"data: {str(name).replace('_', ' ')}", str(value)

@@ -24,9 +24,11 @@ Record = Mapping[str, Any]
 _SUMMARY_PARTS = {
     "results": dict,
     "costs": dict,
+    "by_seed": dict,
     "versions": dict,
     "data": dict,
     "stages": list,
+    "seeds": list,
     "class_names": list,
     "notes": list,
 }
@@ -187,6 +189,13 @@ def _check_summary(summary: Record, path: Path) -> None:
                 raise ReportError(
                     f"{path}: {key!r} of {name!r} must be an object, got {value!r}"
                 )
+    seeds = summary.get("seeds", [])
+    for name, values in summary.get("by_seed", {}).items():
+        if not isinstance(values, list) or len(values) != len(seeds):
+            raise ReportError(
+                f"{path}: 'by_seed' of {name!r} must have one object for each of "
+                f"{len(seeds)} seeds"
+            )
     for stage in summary.get("stages", []):
         if not isinstance(stage, dict) or "name" not in stage:
             raise ReportError(f"{path}: every stage must be an object with a 'name'")

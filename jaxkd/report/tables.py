@@ -66,8 +66,11 @@ def build_table(summary: Mapping[str, Any]) -> Table:
       summary: the content of `summary.json` (null or NaN where undefined).
 
     Returns:
-      Networks in rows; metrics, parameters and multiply-adds in columns.
+      Networks in rows; metrics, parameters and multiply-adds in columns. Of a run of
+      several seeds, what `build_spread_table` makes of them.
     """
+    if len(summary.get("seeds", ())) > 1:
+        return build_spread_table(split_seeds(summary))
     results = summary.get("results", {})
     columns = []
     for key in _metric_keys(results):
@@ -78,6 +81,20 @@ def build_table(summary: Mapping[str, Any]) -> Table:
         columns.append((_column(metric), cells))
     columns += _cost_columns(summary.get("costs", {}), list(results))
     return _assemble(list(results), columns, _undefined_notes(results))
+
+
+def split_seeds(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The summary of each seed of a run that trained several together."""
+    by_seed = summary.get("by_seed", {})
+    return [
+        {
+            **summary,
+            "seed": seed,
+            "seeds": [seed],
+            "results": {name: results[i] for name, results in by_seed.items()},
+        }
+        for i, seed in enumerate(summary["seeds"])
+    ]
 
 
 def build_spread_table(summaries: Sequence[Mapping[str, Any]]) -> Table:

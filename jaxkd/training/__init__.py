@@ -1,11 +1,12 @@
 """Plans, the train step, the loop, sharding and checkpoints."""
 
 from jaxkd.training.config import apply_overrides, load_config
-from jaxkd.training.loop import StopSignal, evaluate, run
+from jaxkd.training.loop import evaluate, run
 from jaxkd.training.network import ApplyFn, Network, from_linen, from_nnx
 from jaxkd.training.plan import Plan
 from jaxkd.training.schema import ConfigError
 from jaxkd.training.setup import Setup, make_setup
+from jaxkd.training.signals import StopSignal
 from jaxkd.training.stage import Stage
 from jaxkd.training.state import TrainState
 from jaxkd.training.step import init_state, make_eval_step, make_train_step

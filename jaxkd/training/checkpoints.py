@@ -2,6 +2,7 @@
 
 A checkpoint holds the train state, the data iterator and a small JSON record. Saving
 is asynchronous; the newest checkpoints and, if a score is given, the best one stay.
+Whatever number of processes and devices wrote it, any other can read it.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ class Checkpoints:
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
                 record=ocp.args.JsonSave(dict(record)),
-                data=grain.checkpoint.CheckpointSave(iterator),  # type: ignore
+                # Not grain's own handler, which keeps a file for each process.
+                data=ocp.args.JsonSave(iterator.get_state()),
             ),
             metrics=metrics,
         )
@@ -115,12 +117,14 @@ class Checkpoints:
             "record": ocp.args.JsonRestore(),
         }
         if iterator is not None:
-            items["data"] = grain.checkpoint.CheckpointRestore(iterator)  # type: ignore
+            items["data"] = ocp.args.JsonRestore()
         with warnings.catch_warnings():
             # Orbax warns when a checkpoint is read onto another number of devices.
             warnings.filterwarnings("ignore", message=".*[Ss]harding.*")
             try:
                 restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+                if iterator is not None:
+                    iterator.set_state(dict(restored["data"]))
             except Exception as error:  # Orbax raises what its storage layers raise.
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
                 raise CheckpointError(

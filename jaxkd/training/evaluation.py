@@ -31,7 +31,7 @@ class Evaluation:
     """
 
     def __init__(self, setup: Setup):
-        self._setup = setup
+        self.setup = setup
         self._steps: dict[ApplyFn, Callable[..., Any]] = {}
         count = min(MAX_PREDICTIONS, len(setup.test))
         self._shown = np.linspace(0, len(setup.test) - 1, count).astype(int)
@@ -87,8 +87,8 @@ class Evaluation:
         return evaluator.result(), arrays
 
     def _evaluator(self) -> ClassificationEvaluator | SegmentationEvaluator:
-        test = self._setup.test
-        if self._setup.task == "classification":
+        test = self.setup.test
+        if self.setup.task == "classification":
             return ClassificationEvaluator(
                 num_classes=test.info.num_classes, class_names=test.info.class_names
             )
@@ -96,24 +96,25 @@ class Evaluation:
             num_classes=test.info.num_classes,
             class_names=test.info.class_names,
             groups=test.groups,
-            threshold=self._setup.plan.evaluation.threshold,
+            threshold=self.setup.plan.evaluation.threshold,
         )
 
     def _predict(self, network: Network, variables: Variables) -> Any:
         """Yields the valid records of each batch, with probabilities, as NumPy."""
-        setup = self._setup
+        setup = self.setup
         if network.apply not in self._steps:
             step = make_eval_step(network.apply, setup.plan.data.augment)
             self._steps[network.apply] = jax.jit(
                 step, out_shardings=sharding.batch_sharding(setup.mesh)
             )
         step = self._steps[network.apply]
+        index, count = sharding.process_part(setup.mesh)
         batches = pipeline.eval_batches(
             setup.test,
             batch_size=setup.eval_batch_size,
             workers=setup.plan.data.workers,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=index,
+            process_count=count,
         )
         for batch in batches:
             arrays = sharding.put_batch(batch, setup.mesh)
@@ -136,8 +137,8 @@ class Evaluation:
 
     def _images(self, indices: list[int]) -> np.ndarray:
         """The images under the crop that evaluation uses, before normalisation."""
-        box = self._setup.plan.data.augment.crop_box
-        images = np.stack([self._setup.test[i]["image"] for i in indices])
+        box = self.setup.plan.data.augment.crop_box
+        images = np.stack([self.setup.test[i]["image"] for i in indices])
         if box is not None:
             top, bottom, left, right = box
             images = images[:, top:bottom, left:right]

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxkd.layers import BatchNorm, NetworkSpec, Outputs
+from jaxkd.layers import BatchNorm, NetworkSpec, Outputs, Partition
 
 Variables = dict[str, Any]
 
@@ -53,6 +53,8 @@ class Network:
       freeze_norms: returns an `apply` in which batch norms that have a parameter whose
         path matches one of the patterns use their stored statistics; None if the
         network cannot do that.
+      partition: how its parameters are split over the mesh axis `model`; None if they
+        cannot be.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Network:
     spec: NetworkSpec
     facts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     freeze_norms: Callable[[tuple[str, ...]], ApplyFn] | None = None
+    partition: Partition | None = None
 
 
 def from_linen(name: str, module: nn.Module, input_shape: Sequence[int]) -> Network:
@@ -140,6 +143,7 @@ def from_linen(name: str, module: nn.Module, input_shape: Sequence[int]) -> Netw
         return frozen
 
     facts = getattr(module, "facts", None)
+    partition = getattr(module, "partition", None)
     return Network(
         name,
         init,
@@ -147,6 +151,7 @@ def from_linen(name: str, module: nn.Module, input_shape: Sequence[int]) -> Netw
         spec_of(name, init, apply, input_shape),
         facts={} if facts is None else facts(tuple(input_shape)),
         freeze_norms=freeze_norms,
+        partition=None if partition is None else partition(),
     )
 
 

@@ -199,6 +199,63 @@ class OptimizerPlan:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TargetsPlan:
+    """Teacher targets that `--mode=label` writes and the stage reads.
+
+    Attributes:
+      path: their folder; `<workdir>/targets/<stage>` if None.
+      views: how many augmented views of each record are stored. Epoch `e` shows view
+        `e % views`, so `views = epochs` is what a live teacher would have said.
+      seed: of the views' augmentation, for targets that runs of other seeds read;
+        None draws what the stage draws with a live teacher.
+      format: of the logits: all of them, all in uint8 codes (a scale and an offset for
+        each record), or the log-probabilities of the `top_k` largest classes and of
+        all others together.
+      top_k: classes kept by the format "topk".
+      dtype: of the numbers that the formats "full" and "topk" store.
+      taps: feature maps of the teachers that are stored as well.
+      taps_dtype: theirs.
+      shard_mebibytes: size of a file.
+      regions: instead of views of whole images, so many random crops of each record
+        are labelled for `config.data.regions` (FKD).
+      label_format: of the labels of regions (see `jaxkd.numerics.compressed_labels`).
+    """
+
+    path: str | None = None
+    views: int = 1
+    seed: int | None = None
+    format: Literal["full", "uint8", "topk"] = "full"
+    top_k: int | None = None
+    dtype: Literal["float32", "float16"] = "float32"
+    taps: tuple[str, ...] = ()
+    taps_dtype: Literal["float32", "float16"] = "float16"
+    shard_mebibytes: int = 64
+    regions: int | None = None
+    label_format: str = "marginal_smoothing_k5"
+
+    def __post_init__(self):
+        _positive(self, "views", "top_k", "shard_mebibytes", "regions")
+        if self.seed is not None and not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be >= 0 and below 2**32, got {self.seed}")
+        if (self.format == "topk") != (self.top_k is not None):
+            raise ValueError(
+                f"top_k goes with format 'topk'; got top_k {self.top_k} and format "
+                f"{self.format!r}"
+            )
+        if self.format == "uint8" and self.dtype != "float32":
+            raise ValueError("dtype is for the formats 'full' and 'topk'")
+        if len(set(self.taps)) < len(self.taps):
+            raise ValueError(f"taps names one twice: {self.taps}")
+        if self.regions is not None and (
+            self.views > 1 or self.taps or self.format != "full"
+        ):
+            raise ValueError(
+                "regions have a label_format; views, format and taps are for whole "
+                "images"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StagePlan:
     """Who learns, from whom, by which method, for how long.
 
@@ -223,6 +280,7 @@ class StagePlan:
       frozen_batch_norm: whether batch norms with frozen parameters still use and
         record batch statistics ("train") or use their stored ones ("eval").
       teachers: networks that earlier stages trained.
+      targets: where the teachers' answers are stored; None runs the teachers.
       accumulate: micro-batches per optimiser step.
       ema: decay of the running average of the variables that is evaluated and handed
         on, or None.
@@ -234,6 +292,7 @@ class StagePlan:
     optimizer: OptimizerPlan
     learner: str | tuple[str, ...] | None = None
     teachers: tuple[str, ...] = ()
+    targets: TargetsPlan | None = None
     start_from: str | None = None
     freeze: tuple[str, ...] = ()
     frozen_batch_norm: Literal["train", "eval"] = "train"
@@ -308,21 +367,59 @@ class LogPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshPlan:
-    """Devices along the axes `data` (-1: all that are left) and `fsdp`.
+    """How the devices share the work; the axes multiply to the number of devices.
 
-    Arrays with at least `fsdp_min_size` elements are sharded over `fsdp`.
+    Attributes:
+      data: devices along `data`, over which batches are split; -1: all that are left.
+      fsdp: devices along `fsdp`, over which batches and large arrays of the state are
+        split.
+      model: devices along `model`, over which layers are split; for networks that say
+        how (ViT, DeiT).
+      fsdp_min_size: elements from which an array is large.
+      teacher: whether every device has whole teachers, or a part of their large arrays
+        (over `fsdp`, or over `data` where there is no `fsdp`). "auto": whole ones if
+        they take at most a quarter of a device's memory.
     """
 
     data: int = -1
     fsdp: int = 1
+    model: int = 1
     fsdp_min_size: int = 4096
+    teacher: Literal["auto", "replicated", "sharded"] = "auto"
 
     def __post_init__(self):
-        _positive(self, "fsdp", "fsdp_min_size")
+        _positive(self, "fsdp", "model", "fsdp_min_size")
         if self.data == 0 or self.data < -1:
             raise ValueError(
                 f"data must be > 0, or -1 for all devices, got {self.data}"
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """How the hot loop runs; none of it changes the results.
+
+    Attributes:
+      steps_per_call: optimiser steps in one program, `"epoch"` for as many as an epoch
+        has. What comes between steps (log records, signals) waits for all of them;
+        evaluations and saves shorten a call.
+      resident: whether the training records live on the devices, in the dtype of the
+        source, instead of being sent for every step. "auto": if they are in memory
+        anyway and fill at most an eighth of the devices' memory.
+    """
+
+    steps_per_call: int | Literal["epoch"] = 1
+    resident: Literal["auto"] | bool = "auto"
+
+    def __post_init__(self):
+        if self.steps_per_call != "epoch":
+            _positive(self, "steps_per_call")
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """The optimiser steps of one call."""
+        if self.steps_per_call == "epoch":
+            return steps_per_epoch
+        return self.steps_per_call
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -336,7 +433,12 @@ class Plan:
         out do not run.
       data: where records come from.
       seed: of initialisation, data order and augmentation.
+      seeds: several seeds, trained together in one program; results are means over
+        them. They take the place of `seed`.
       precision: of the networks' computation; parameters and losses are float32.
+      train: how the hot loop runs.
+      profile: steps of every stage of which a trace is written to `profile/` in the
+        workdir; 0 for none.
       notes: lines for the report.
     """
 
@@ -345,11 +447,14 @@ class Plan:
     run: tuple[str, ...]
     data: DataPlan
     seed: int = 0
+    seeds: tuple[int, ...] = ()
     precision: Literal["float32", "bfloat16"] = "float32"
     evaluation: EvaluationPlan = dataclasses.field(default_factory=EvaluationPlan)
     checkpoint: CheckpointPlan = dataclasses.field(default_factory=CheckpointPlan)
     log: LogPlan = dataclasses.field(default_factory=LogPlan)
     mesh: MeshPlan = dataclasses.field(default_factory=MeshPlan)
+    train: TrainPlan = dataclasses.field(default_factory=TrainPlan)
+    profile: int = 0
     notes: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -362,8 +467,37 @@ class Plan:
                 )
         if len(set(self.run)) < len(self.run):
             raise ValueError(f"run: a stage comes twice in {self.run}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be >= 0 and below 2**32, got {self.seed}")
+        for seed in (self.seed, *self.seeds):
+            if not 0 <= seed < 2**32:
+                raise ValueError(f"seed must be >= 0 and below 2**32, got {seed}")
+        _not_negative(self, "profile")
+        if self.seeds:
+            self._check_seeds()
+
+    def _check_seeds(self) -> None:
+        if len(set(self.seeds)) < max(2, len(self.seeds)):
+            raise ValueError(f"seeds must be two or more and differ, got {self.seeds}")
+        if self.data.labelled_fraction is not None:
+            raise ValueError(
+                "seeds excludes data.labelled_fraction, whose split depends on the "
+                "seed; start one run for each seed"
+            )
+        for name, stage in self.stages.items():
+            if stage.keep == "best":
+                raise ValueError(
+                    f"seeds excludes stages.{name}.keep='best': the seeds have their "
+                    "best evaluations at different steps; use keep='last'"
+                )
+            if stage.targets is not None:
+                raise ValueError(
+                    f"seeds excludes stages.{name}.targets, which are those of one "
+                    "seed's teachers; start one run for each seed"
+                )
+
+    @property
+    def images_per_step(self) -> int:
+        """Training images of one step, over all devices and seeds."""
+        return self.data.batch_size * max(1, len(self.seeds))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Plan:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -12,7 +14,6 @@ import numpy as np
 
 from jaxkd.training.setup import Setup
 from jaxkd.training.stage import Stage
-from jaxkd.training.workdir import MetricsWriter
 
 # An update that overflows would spoil the parameters that are saved after the step.
 _MUST_BE_FINITE = ("loss", "grad_norm", "update_norm")
@@ -28,7 +29,7 @@ class Clock:
 
     Attributes:
       seconds: in the loop, with compilation, evaluation and saving.
-      step_seconds: in `steps` training steps alone, without the first of each process.
+      step_seconds: in training steps alone.
       steps: how many those are.
     """
 
@@ -53,109 +54,190 @@ class Clock:
         return self.steps * batch_size / self.step_seconds
 
 
-class Window:
-    """The metrics of the steps since the last flush; they stay on the devices.
+@dataclasses.dataclass(kw_only=True)
+class Meter:
+    """Follows the steps of a stage: what runs, what came out, how long it took.
 
-    Args:
-      setup: the run.
-      stage: the stage.
-      writer: where the means go.
-      step: the steps done so far.
+    The host may be ahead of the devices by one dispatch, so that they never wait for
+    it. Metrics stay on the devices until a window of `log.every_steps` steps is
+    complete.
+
+    Attributes:
+      stage: the stage's name.
+      write: takes a record.
+      step: the steps that the devices have been given so far.
       clock: gets the times.
+      every_steps: steps of a window.
+      steps_per_epoch: of the stage.
+      images_per_step: over all devices and seeds.
+      teacher_share: see `teacher_share`, None without teachers.
+      flops_per_step: arithmetic of a step, None if unknown.
+      ceiling: FLOP/s that the devices could reach, None if unknown.
+      shown: what a progress bar says.
     """
 
-    def __init__(
-        self,
-        setup: Setup,
-        stage: Stage,
-        writer: MetricsWriter,
-        *,
-        step: int,
-        clock: Clock,
-    ):
-        self._setup, self._stage, self._writer = setup, stage, writer
-        self._clock = clock
-        self._first = step
-        self._metrics: list[Any] = []
-        self.shown: dict[str, str] = {}
+    stage: str
+    write: Callable[[dict[str, Any]], None]
+    step: int
+    clock: Clock
+    every_steps: int
+    steps_per_epoch: int
+    images_per_step: int
+    teacher_share: float | None = None
+    flops_per_step: float | None = None
+    ceiling: float | None = None
+    shown: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        self._running: collections.deque[_Dispatched] = collections.deque()
+        self._window: list[_Step] = []
         self.restart()
 
     def restart(self) -> None:
-        """Starts the step clock, after compilation, an evaluation or a save."""
-        self._started = time.monotonic()
-        self._timed = 0
-        self.data_seconds = 0.0
+        """Starts the step clock, after a compilation, an evaluation or a save."""
+        self._mark = time.monotonic()
 
-    def add(self, metrics: Any, *, timed: bool) -> None:
-        """Keeps the metrics of one step; an untimed step restarts the clock."""
-        self._metrics.append(metrics)
-        if timed:
-            self._timed += 1
-        else:
-            self.restart()
+    def dispatched(self, steps: int, metrics: Any, *, data_seconds: float) -> None:
+        """Takes the metrics of steps that the devices have been given.
 
-    def flush(self, step: int) -> dict[str, str]:
-        """Reads the metrics, checks them and writes their means.
+        Args:
+          steps: how many.
+          metrics: their metrics, stacked.
+          data_seconds: the host's time to get their data.
+        """
+        for leaf in jax.tree.leaves(metrics):
+            if leaf.is_fully_addressable:
+                leaf.copy_to_host_async()
+        self._running.append(
+            _Dispatched(self.step, steps, metrics, data_seconds / steps)
+        )
+        self.step += steps
+
+    def settle(self, running: int) -> None:
+        """Waits until at most so many dispatches are unfinished; writes full windows.
 
         Raises:
           TrainingFailed: a value is not finite; the steps and terms are named.
         """
-        if not self._metrics:
-            return self.shown
-        setup, stage = self._setup, self._stage
-        values = jax.device_get(self._metrics)
-        elapsed = time.monotonic() - self._started
-        self._check(values)
-        loss = float(np.mean([v["loss"] for v in values]))
-        record = {
+        while len(self._running) > running:
+            done = self._running.popleft()
+            jax.block_until_ready(done.metrics)
+            now = time.monotonic()
+            seconds = (now - self._mark) / done.steps
+            self._mark = now
+            for i in range(done.steps):
+                step = done.first + i + 1
+                self._window.append(_Step(step, seconds, done, i))
+                if step % self.every_steps == 0:
+                    self._flush()
+
+    def drain(self) -> None:
+        """Waits for all steps and writes what has not been written.
+
+        Raises:
+          TrainingFailed: a value is not finite; the steps and terms are named.
+        """
+        self.settle(0)
+        self._flush()
+
+    def _flush(self) -> None:
+        """Checks the values of the window's steps and writes their means."""
+        window, self._window = self._window, []
+        if not window:
+            return
+        values = [step.values() for step in window]
+        for step, value in zip(window, values, strict=True):
+            self._check(step.step, value)
+        last, seconds = window[-1].step, sum(step.seconds for step in window)
+        self.clock.step_seconds += seconds
+        self.clock.steps += len(window)
+        losses = np.stack([v["loss"] for v in values])
+        record: dict[str, Any] = {
             "kind": "train",
-            "stage": stage.name,
-            "step": step,
-            "epoch": step / stage.steps_per_epoch,
-            "loss": loss,
-            "terms": {
-                k: float(np.mean([v["terms"][k] for v in values]))
-                for k in values[0]["terms"]
-            },
-            "grad_norm": float(np.mean([v["grad_norm"] for v in values])),
-            "learning_rate": float(values[-1]["learning_rate"]),
+            "stage": self.stage,
+            "step": last,
+            "epoch": last / self.steps_per_epoch,
+            "loss": float(losses.mean()),
+            "terms": {k: _mean(v["terms"][k] for v in values) for k in _terms(values)},
+            "grad_norm": _mean(v["grad_norm"] for v in values),
+            "learning_rate": _mean([values[-1]["learning_rate"]]),
+            "images_per_second": len(window) * self.images_per_step / seconds,
+            "step_seconds": seconds / len(window),
+            "data_seconds": sum(s.dispatched.data_seconds for s in window)
+            / len(window),
         }
-        self.shown["loss"] = f"{loss:.4f}"
-        if self._timed:
-            rate = self._timed * setup.plan.data.batch_size / elapsed
-            record["images_per_second"] = rate
-            record["step_seconds"] = elapsed / self._timed
-            record["data_seconds"] = self.data_seconds / self._timed
-            self._clock.step_seconds += elapsed
-            self._clock.steps += self._timed
-            self.shown["img/s"] = f"{rate:.0f}"
-        if stage.teachers:
-            record["teacher_share"] = teacher_share(setup, stage)
-        self._writer.write(record)
-        self._metrics, self._first = [], step
-        self.restart()
-        return self.shown
+        if losses.ndim > 1:
+            record["loss_by_seed"] = [float(loss) for loss in losses.mean(axis=0)]
+        if self.teacher_share is not None:
+            record["teacher_share"] = self.teacher_share
+        if self.flops_per_step is not None:
+            rate = self.flops_per_step * len(window) / seconds
+            record["flops_per_second"] = rate
+            if self.ceiling is not None:
+                record["ceiling_share"] = rate / self.ceiling
+        self.shown["loss"] = f"{record['loss']:.4f}"
+        self.shown["img/s"] = f"{record['images_per_second']:.0f}"
+        self.write(record)
 
-    def _check(self, values: list[Any]) -> None:
-        for i, value in enumerate(values):
-            bad = [k for k, v in value["terms"].items() if not np.isfinite(v)]
-            names = [k for k in _MUST_BE_FINITE if not np.isfinite(value[k])]
-            if bad or names:
-                what = ", ".join(f"term {k!r}" for k in bad) or names[0]
-                raise TrainingFailed(
-                    f"stage {self._stage.name!r}, step {self._first + i + 1}: "
-                    f"{what} is not finite, and the step is not saved; in a new "
-                    "--workdir try a lower learning rate, optimizer.clip_norm or "
-                    "precision='float32'"
-                )
+    def _check(self, step: int, value: Any) -> None:
+        bad = [k for k, v in value["terms"].items() if not np.isfinite(v).all()]
+        names = [k for k in _MUST_BE_FINITE if not np.isfinite(value[k]).all()]
+        if bad or names:
+            what = ", ".join(f"term {k!r}" for k in bad) or names[0]
+            raise TrainingFailed(
+                f"stage {self.stage!r}, step {step}: "
+                f"{what} is not finite, and the step is not saved; in a new "
+                "--workdir try a lower learning rate, optimizer.clip_norm or "
+                "precision='float32'"
+            )
 
 
-def teacher_share(setup: Setup, stage: Stage) -> float:
+@dataclasses.dataclass
+class _Dispatched:
+    """Steps that the devices got at once: the steps before them, and how many."""
+
+    first: int
+    steps: int
+    metrics: Any
+    data_seconds: float
+    _host: Any = None
+
+    def host(self) -> Any:
+        """The metrics as NumPy arrays, read once."""
+        if self._host is None:
+            self._host = jax.device_get(self.metrics)
+        return self._host
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """One step that is done, and where its metrics are."""
+
+    step: int
+    seconds: float
+    dispatched: _Dispatched
+    row: int
+
+    def values(self) -> Any:
+        return jax.tree.map(lambda x: x[self.row], self.dispatched.host())
+
+
+def _mean(values: Iterable[Any]) -> float:
+    return float(np.mean([np.mean(value) for value in values]))
+
+
+def _terms(values: list[Any]) -> list[str]:
+    return list(values[0]["terms"])
+
+
+def teacher_share(setup: Setup, stage: Stage) -> float | None:
     """The teachers' part of a step's arithmetic, counted (not measured).
 
     A step costs one forward pass per teacher and, for the student, a forward pass and
-    twice as much for the backward pass.
+    twice as much for the backward pass. None if no teacher runs.
     """
-    teachers = sum(setup.costs[t.name].macs for t in stage.teachers)
+    if not stage.live_teachers:
+        return None
+    teachers = sum(setup.costs[t.name].macs for t in stage.live_teachers)
     students = sum(setup.costs[name].macs for name in stage.learners)
     return teachers / (teachers + 3 * students)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -25,12 +26,15 @@ from jaxkd.data.regions import (
 )
 from jaxkd.data.source import read_labels
 from jaxkd.data.split import split_labelled
+from jaxkd.data.targets import check_data
 from jaxkd.distill.method import DataSpec
 from jaxkd.training import sharding
+from jaxkd.training.feeds import choose_resident
 from jaxkd.training.network import Network
 from jaxkd.training.networks import make_network, network_costs
 from jaxkd.training.plan import Plan
 from jaxkd.training.schema import ConfigError, at
+from jaxkd.training.seeds import Seeds
 from jaxkd.training.stage import Stage, make_stage
 from jaxkd.training.step import Augments
 from jaxkd.training.workdir import import_tensorboard
@@ -54,6 +58,12 @@ class Setup:
     networks: Mapping[str, Network]
     stages: tuple[Stage, ...]
     costs: Mapping[str, Costs]
+    resident: bool
+
+    @property
+    def seeds(self) -> Seeds:
+        """The seeds that are trained together; usually one."""
+        return Seeds(self.plan.seeds or (self.plan.seed,))
 
     @property
     def task(self) -> str:
@@ -81,13 +91,10 @@ class Setup:
 
     @property
     def eval_batch_size(self) -> int:
-        """Records per evaluation batch, rounded up to the number of devices."""
+        """Records per evaluation batch, rounded up to what the devices can share."""
         size = self.plan.evaluation.batch_size or self.plan.data.batch_size
-        return -(-size // self.mesh.size) * self.mesh.size
-
-    def key(self) -> jax.Array:
-        """The run's random key."""
-        return jax.random.key(self.plan.seed)
+        parts = sharding.batch_parts(self.mesh)
+        return -(-size // parts) * parts
 
 
 def make_setup(plan: Plan) -> Setup:
@@ -97,7 +104,10 @@ def make_setup(plan: Plan) -> Setup:
       ConfigError: one line that names the config key and what is wrong.
     """
     with at("config.mesh"):
-        mesh = sharding.make_mesh(data=plan.mesh.data, fsdp=plan.mesh.fsdp)
+        mesh = sharding.make_mesh(
+            data=plan.mesh.data, fsdp=plan.mesh.fsdp, model=plan.mesh.model
+        )
+        sharding.process_part(mesh)
     with at("config.log.tensorboard"):
         if plan.log.tensorboard:
             import_tensorboard()
@@ -109,6 +119,7 @@ def make_setup(plan: Plan) -> Setup:
                 train, plan.data.labelled_fraction, seed=plan.seed
             )
         if plan.data.regions is not None:
+            check_data(Path(plan.data.regions), train)
             train = with_regions(train, read_regions(plan.data.regions))
     scores = _SCORES[train.info.task]
     if plan.evaluation.metric not in (None, *scores):
@@ -137,6 +148,11 @@ def make_setup(plan: Plan) -> Setup:
         input_shape = plan.data.augment.output_shape(train.info.image_shape)
         _check_augmentation(plan, train)
 
+    with at("config.train.resident"):
+        resident = choose_resident(
+            plan.train.resident, train, mesh, supported=unlabelled is None
+        )
+
     networks = {}
     for name, network_plan in plan.networks.items():
         with at(f"config.networks.{name}"):
@@ -149,6 +165,7 @@ def make_setup(plan: Plan) -> Setup:
                 normalisation=plan.data.augment.normalisation,
             )
         _check_task(networks[name], train.info.task)
+    _check_model_axis(plan, networks, mesh)
 
     stages, trained, costs = _stages(plan, networks, data_spec, input_shape)
     return Setup(
@@ -160,6 +177,7 @@ def make_setup(plan: Plan) -> Setup:
         networks=trained,
         stages=stages,
         costs=costs,
+        resident=resident,
     )
 
 
@@ -311,6 +329,28 @@ def _data_spec(plan: Plan, train: Source, unlabelled: Source | None) -> DataSpec
             else None
         ),
     )
+
+
+def _check_model_axis(plan: Plan, networks: Mapping[str, Network], mesh: Mesh) -> None:
+    """Checks that networks can be split over `model`.
+
+    Those that only teach may be whole on every device.
+    """
+    if plan.mesh.model == 1:
+        return
+    for name, network in networks.items():
+        if network.partition is None:
+            if plan.networks[name].frozen:
+                continue
+            raise ConfigError(
+                f"config.mesh.model: {plan.mesh.model}, but network {name!r} "
+                f"({plan.networks[name].name}) does not say how its layers are split; "
+                "set it to 1 and use config.mesh.fsdp, or train a network that does, "
+                "such as deit_small"
+            )
+        variables = jax.eval_shape(network.init, jax.random.key(0))
+        with at(f"config.mesh.model: network {name!r}"):
+            sharding.model_splits(variables["params"], network.partition, mesh)
 
 
 def _check_task(network: Network, task: str) -> None:

@@ -1,13 +1,17 @@
 """Where arrays live: the mesh, and the sharding of batches and states.
 
-A mesh has the axes `data` and `fsdp`. Batches are split over both; large arrays of
-the state are split over `fsdp` and everything else is replicated. Under `jax.jit` a
+A mesh has the axes `data`, `fsdp` and `model`. Batches are split over the first two and
+repeated along the third. Large arrays of the state are split over `fsdp`; parameters
+that their network declares (`jaxkd.layers.Partition`) are split over `model`, so that
+each device computes a part of a layer; everything else is replicated. Under `jax.jit` a
 reduction over a sharded batch is global, so batch-norm statistics and batch-coupled
 losses see the whole batch, whatever the number of devices.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,17 +20,28 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxkd.layers.partition import Partition, Spec
+from jaxkd.training.paths import path_name
+
 BATCH_AXES = ("data", "fsdp")
+MODEL_AXIS = "model"
 
 
 def make_mesh(
-    *, data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None
+    *,
+    data: int = -1,
+    fsdp: int = 1,
+    model: int = 1,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
-    """A mesh with the axes `data` and `fsdp` over all (or the given) devices.
+    """A mesh with the axes `data`, `fsdp` and `model` over all (or the given) devices.
+
+    Neighbours along `model` are neighbours in the machine, as they talk most.
 
     Args:
-      data: devices along `data`; -1 takes all that `fsdp` leaves.
+      data: devices along `data`; -1 takes all that the others leave.
       fsdp: devices along `fsdp`.
+      model: devices along `model`.
       devices: the devices to use; all by default.
 
     Raises:
@@ -35,13 +50,18 @@ def make_mesh(
     devices = list(jax.devices() if devices is None else devices)
     count = len(devices)
     if data == -1:
-        data = max(count // fsdp, 1)
-    if data * fsdp != count:
+        data = max(count // (fsdp * model), 1)
+    if data * fsdp * model != count:
         raise ValueError(
-            f"data {data} x fsdp {fsdp} = {data * fsdp} devices wanted, {count} present"
+            f"data {data} x fsdp {fsdp} x model {model} = {data * fsdp * model} "
+            f"devices wanted, {count} present; leave data at -1 and take fsdp x model "
+            f"from the divisors of {count}"
         )
     return jax.make_mesh(
-        (data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
+        (data, fsdp, model),
+        (*BATCH_AXES, MODEL_AXIS),
+        axis_types=(AxisType.Auto,) * 3,
+        devices=devices,
     )
 
 
@@ -50,43 +70,58 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over all devices."""
-    return NamedSharding(mesh, P(BATCH_AXES))
+# ------------------------------------------------------------------------------ batches
 
 
-def array_sharding(shape: Sequence[int], mesh: Mesh, *, min_size: int) -> NamedSharding:
-    """The sharding of one array of the state.
+def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
+    """The batch axis, which comes after `leading` others, over `data` and `fsdp`."""
+    return NamedSharding(mesh, P(*(None,) * leading, BATCH_AXES))
 
-    The largest axis that the `fsdp` size divides is split, if the array has at least
-    `min_size` elements; otherwise the array is replicated. It depends on the shape
-    alone, so a parameter, its gradient and its moments are split alike.
+
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def put_batch(
+    batch: Mapping[str, np.ndarray], mesh: Mesh, *, leading: int = 0
+) -> dict[str, jax.Array]:
+    """Puts this process's part of a global batch on its devices.
+
+    Args:
+      batch: the arrays, `[*leading, batch, ...]`.
+      mesh: the devices.
+      leading: how many axes come before the batch.
     """
-    size = mesh.shape["fsdp"]
-    if size == 1 or int(np.prod(shape)) < min_size:
-        return replicated(mesh)
-    for axis in sorted(range(len(shape)), key=lambda a: -shape[a]):
-        if shape[axis] % size == 0:
-            spec: list[str | None] = [None] * len(shape)
-            spec[axis] = "fsdp"
-            return NamedSharding(mesh, P(*spec))
-    return replicated(mesh)
-
-
-def state_sharding(abstract: Any, mesh: Mesh, *, min_size: int) -> Any:
-    """The tree of shardings for a tree of abstract arrays."""
-    return jax.tree.map(
-        lambda leaf: array_sharding(leaf.shape, mesh, min_size=min_size), abstract
-    )
-
-
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts this process's part of a global batch on its devices."""
-    sharding = batch_sharding(mesh)
+    sharding = batch_sharding(mesh, leading=leading)
     return {
         key: jax.make_array_from_process_local_data(sharding, value)
         for key, value in batch.items()
     }
+
+
+def process_part(mesh: Mesh) -> tuple[int, int]:
+    """Which part of every batch this process reads: `(index, count)`.
+
+    Processes have parts of their own, unless the axis `model` goes across processes:
+    then those along it read the same records.
+
+    Raises:
+      ValueError: processes would need overlapping parts.
+    """
+    parts = batch_parts(mesh)
+    rows: dict[int, set[int]] = {}
+    positions = batch_sharding(mesh).devices_indices_map((parts,))
+    for device, (row,) in positions.items():
+        rows.setdefault(device.process_index, set()).add(row.start or 0)
+    distinct = sorted({tuple(sorted(r)) for r in rows.values()})
+    if sum(map(len, distinct)) != parts or len({len(r) for r in distinct}) > 1:
+        raise ValueError(
+            f"{MODEL_AXIS} {mesh.shape[MODEL_AXIS]} goes across processes unevenly; "
+            "take a divisor or a multiple of the devices of one process"
+        )
+    own = tuple(sorted(rows[jax.process_index()]))
+    return distinct.index(own), len(distinct)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None:
@@ -95,11 +130,137 @@ def check_batch_size(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> Non
     Raises:
       ValueError: it does not; the message names the nearest sizes that do.
     """
-    unit = mesh.size * accumulate
+    unit = batch_parts(mesh) * accumulate
     if batch_size % unit:
         low = batch_size // unit * unit
         near = f"{low} or {low + unit}" if low else f"{unit}"
-        parts = f"{mesh.size} devices" + (
-            f" x {accumulate} micro-batches" if accumulate > 1 else ""
-        )
+        parts = f"{batch_parts(mesh)} devices"
+        if mesh.shape[MODEL_AXIS] > 1:
+            parts = (
+                f"{batch_parts(mesh)} groups of {mesh.shape[MODEL_AXIS]} devices "
+                "(data x fsdp)"
+            )
+        if accumulate > 1:
+            parts += f" x {accumulate} micro-batches"
         raise ValueError(f"{batch_size} does not split over {parts}; use {near}")
+
+
+# ------------------------------------------------------------------------------- states
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The shape of a parameter, and along which axes it is split over `model`."""
+
+    shape: tuple[int, ...]
+    spec: Spec
+
+
+def model_splits(
+    params: Any, partition: Partition | None, mesh: Mesh
+) -> dict[str, Split]:
+    """The parameters that are split over `model`, by their paths.
+
+    Args:
+      params: a network's `"params"`, abstract or concrete.
+      partition: what the network declares; None if nothing.
+      mesh: the devices.
+
+    Raises:
+      ValueError: the axis does not divide what is split; the message says into what it
+        can be split.
+    """
+    size = mesh.shape[MODEL_AXIS]
+    if partition is None or size == 1:
+        return {}
+    for unit, count in partition.units.items():
+        if count % size:
+            able = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+            raise ValueError(f"{count} {unit} do not split over {size}; use {able}")
+    splits = {}
+    for path, leaf in jax.tree.leaves_with_path(params):
+        name = path_name(path)
+        spec = partition.spec(name)
+        if not spec:
+            continue
+        if len(spec) != len(leaf.shape):
+            raise ValueError(f"{name} has shape {leaf.shape}, but its spec is {spec}")
+        for length, axis in zip(leaf.shape, spec, strict=True):
+            if axis is not None and length % mesh.shape[axis]:
+                raise ValueError(
+                    f"{name} of shape {leaf.shape} does not split over {size}"
+                )
+        splits[name] = Split(leaf.shape, spec)
+    return splits
+
+
+def array_sharding(
+    shape: Sequence[int],
+    mesh: Mesh,
+    *,
+    min_size: float,
+    spec: Spec = (),
+    axis: str = "fsdp",
+) -> NamedSharding:
+    """The sharding of one array of the state.
+
+    The largest axis that the `fsdp` size divides is split, if the array has at least
+    `min_size` elements; otherwise the array is replicated. It depends on the shape
+    and the spec alone, so a parameter, its gradient and its moments are split alike.
+
+    Args:
+      shape: of the array.
+      mesh: the devices.
+      min_size: see above.
+      spec: axes that are split already, over `model`.
+      axis: the mesh axis over which to split.
+    """
+    size = mesh.shape[axis]
+    full: list[str | None] = [*spec, *(None,) * (len(shape) - len(spec))]
+    if size > 1 and math.prod(shape) >= min_size:
+        for i in sorted(range(len(shape)), key=lambda i: -shape[i]):
+            if full[i] is None and shape[i] % size == 0:
+                full[i] = axis
+                break
+    return NamedSharding(mesh, P(*full) if any(full) else P())
+
+
+def state_sharding(
+    abstract: Any,
+    mesh: Mesh,
+    *,
+    min_size: float,
+    splits: Mapping[str, Split] | None = None,
+    axis: str = "fsdp",
+) -> Any:
+    """The tree of shardings for a tree of abstract arrays.
+
+    An array whose path ends with that of a split parameter, and whose shape does so
+    too, is split as that one: its moments, its running average, and all of them with
+    further leading axes.
+
+    Args:
+      abstract: the tree; a train state, or a network's variables.
+      mesh: the devices.
+      min_size: see `array_sharding`.
+      splits: see `model_splits`.
+      axis: see `array_sharding`.
+    """
+    splits = splits or {}
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        spec = _split_of(path_name(path), leaf.shape, splits)
+        return array_sharding(leaf.shape, mesh, min_size=min_size, spec=spec, axis=axis)
+
+    return jax.tree.map_with_path(one, abstract)
+
+
+def _split_of(name: str, shape: tuple[int, ...], splits: Mapping[str, Split]) -> Spec:
+    while name:
+        split = splits.get(name)
+        if split is not None:
+            extra = len(shape) - len(split.shape)
+            if extra >= 0 and shape[extra:] == split.shape:
+                return (None,) * extra + split.spec
+        name = name.partition("/")[2]
+    return ()

@@ -27,10 +27,12 @@ from jaxkd.training.state import TrainState
 from jaxkd.training.step import (
     Augments,
     StepFn,
+    augmentation_key,
     final_variables,
     init_state,
     make_train_step,
 )
+from jaxkd.training.stored import StoredTeachers, store_teachers
 
 logger = logging.getLogger("jaxkd")
 
@@ -52,6 +54,7 @@ class Stage:
       student: the network that learns, or all of them joined (`wrappers.join`).
       members: each of them as it predicts after the stage.
       teachers: the networks it learns from.
+      stored: how their answers are stored; None if they answer in every step.
       method: the losses.
       tx: the optimiser.
       schedule: its learning rate.
@@ -72,6 +75,12 @@ class Stage:
     data: DataSpec
     phase: int
     frozen: Callable[[str], bool] | None = None
+    stored: StoredTeachers | None = None
+
+    @property
+    def live_teachers(self) -> tuple[Network, ...]:
+        """The teachers that run in every step: none if their answers are stored."""
+        return () if self.stored is not None else self.teachers
 
     @property
     def steps_per_epoch(self) -> int:
@@ -136,9 +145,11 @@ class Stage:
 
     def train_step(self, augmentation: Augments) -> StepFn:
         """The stage's step, to be compiled (see `step.make_train_step`)."""
+        if self.stored is not None:
+            augmentation = self.stored.augmentation(augmentation)
         return make_train_step(
             student=self.student.apply,
-            teachers=[t.apply for t in self.teachers],
+            teachers=[t.apply for t in self.live_teachers],
             method=self.method,
             tx=self.tx,
             schedule=self.schedule,
@@ -149,7 +160,15 @@ class Stage:
             accumulate=self.plan.accumulate,
             ema=self.plan.ema,
             frozen=self.frozen,
+            stored=None if self.stored is None else self.stored.outputs,
         )
+
+    def augmentation_key(self, key: jax.Array) -> jax.Array:
+        """The key of the stage's augmentation, given the run's key."""
+        targets = self.plan.targets
+        if targets is not None and targets.seed is not None:
+            return jax.random.key(targets.seed)
+        return augmentation_key(jax.random.fold_in(key, self.phase))
 
     def final_variables(self, state: TrainState) -> dict[str, Variables]:
         """The variables that the stage hands on, by network."""
@@ -224,6 +243,18 @@ def make_stage(
                 raise ValueError(
                     f"an optimiser is given for {part!r}, which has no params"
                 )
+    stored = None
+    if plan.targets is not None:
+        stored = store_teachers(
+            path,
+            plan.targets,
+            method=method,
+            student=student,
+            teachers=teachers,
+            data=data,
+            entries=entries,
+            input_shape=input_shape,
+        )
     return Stage(
         name=name,
         plan=plan,
@@ -237,6 +268,7 @@ def make_stage(
         data=data,
         phase=phase,
         frozen=frozen,
+        stored=stored,
     )
 
 

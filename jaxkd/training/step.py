@@ -55,6 +55,17 @@ class Augments(Protocol):
         ...
 
 
+@runtime_checkable
+class StoredOutputs(Protocol):
+    """`stored(batch, constants)`: what teachers said of a batch, from its entries."""
+
+    def __call__(
+        self, batch: Mapping[str, jax.Array], constants: tuple[Variables, ...]
+    ) -> tuple[Outputs, ...]:
+        """Returns the outputs of each teacher."""
+        ...
+
+
 # Streams of random numbers drawn from one step's key.
 _METHOD, _NETWORK, _TEACHER, _PREPARE = 0, 1, 3, 2**32 - 1
 
@@ -82,7 +93,7 @@ def init_state(
       ema: whether to keep a running average (its decay is the step's matter).
       variables: the student's variables if an earlier stage trained it.
     """
-    init_key, method_key, run_key = jax.random.split(key, 3)
+    init_key, method_key, run_key = _run_keys(key)
     # A copy if given: the state is donated, and others may still read the variables.
     initial: Variables = (
         student.init(init_key)
@@ -110,6 +121,25 @@ def init_state(
     )
 
 
+def _run_keys(key: jax.Array) -> jax.Array:
+    """The keys of initialisation, of the method's own, and of `TrainState.key`."""
+    return jax.random.split(key, 3)
+
+
+def augmentation_key(key: jax.Array) -> jax.Array:
+    """The key of the augmentation in every step of a stage.
+
+    Args:
+      key: what `init_state` was given.
+    """
+    return _step_keys(_run_keys(key)[2])[0]
+
+
+def _step_keys(key: jax.Array) -> jax.Array:
+    """The keys of the augmentation and of the rest of the step."""
+    return jax.random.split(key)
+
+
 def final_variables(state: TrainState, method: Method) -> Variables:
     """The variables that a stage hands on: the running average if there is one."""
     if state.average is not None:
@@ -132,6 +162,7 @@ def make_train_step(
     accumulate: int = 1,
     ema: float | None = None,
     frozen: Callable[[str], bool] | None = None,
+    stored: StoredOutputs | None = None,
 ) -> StepFn:
     """Makes `step(state, batch, teacher_variables) -> (state, metrics)`.
 
@@ -150,6 +181,8 @@ def make_train_step(
         batch-coupled losses see one micro-batch at a time.
       ema: decay of the running average of the variables.
       frozen: tells by its path which of the network's parameters get no gradient.
+      stored: gives the teachers' outputs instead of `teachers`, which are not run; it
+        gets the step's third argument.
 
     Returns:
       The pure step. Its metrics are `loss`, `terms` (unweighted means, float32),
@@ -198,17 +231,12 @@ def make_train_step(
         )
         return loss, (means, collections, memory)
 
-    def micro_step(
-        state: TrainState,
-        collections: Variables,
-        memory: Any,
-        batch: Batch,
-        teacher_variables: tuple[Variables, ...],
-        key: jax.Array,
-    ) -> Any:
+    def run_teachers(
+        batch: Batch, teacher_variables: tuple[Variables, ...], key: jax.Array
+    ) -> tuple[Outputs, ...]:
         training = method.teacher_mode == "train"
         teacher_key = jax.random.fold_in(key, _TEACHER) if training else None
-        teacher_outputs = tuple(
+        return tuple(
             jax.lax.stop_gradient(
                 _all_views(
                     apply, variables, batch, method.views, train=training,
@@ -217,6 +245,19 @@ def make_train_step(
             )
             for apply, variables in zip(teachers, teacher_variables, strict=True)
         )  # fmt: skip
+
+    def micro_step(
+        state: TrainState,
+        collections: Variables,
+        memory: Any,
+        batch: Batch,
+        teacher_variables: tuple[Variables, ...],
+        key: jax.Array,
+    ) -> Any:
+        if stored is None:
+            teacher_outputs = run_teachers(batch, teacher_variables, key)
+        else:
+            teacher_outputs = jax.lax.stop_gradient(stored(batch, teacher_variables))
         return jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, collections, memory, batch, teacher_outputs, key, state.step
         )
@@ -262,7 +303,7 @@ def make_train_step(
     def step(
         state: TrainState, batch: Batch, teacher_variables: tuple[Variables, ...]
     ) -> tuple[TrainState, Metrics]:
-        augment_key, step_key = jax.random.split(state.key)
+        augment_key, step_key = _step_keys(state.key)
         key = jax.random.fold_in(step_key, state.step)
         batch = augmentation.train(
             batch,

@@ -16,6 +16,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,8 @@ _FREE = (
     "data.on_error",
     "data.options.cache",
 )
+# How long a file of process 0 may take to appear to the others.
+_VISIBLE_SECONDS = 60
 _PACKAGES = ("jaxkd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -106,12 +109,14 @@ def git_revision() -> str | None:
 
 
 def describe_device() -> str:
-    """The devices of the run in words, e.g. `8 x cpu (simulated)`."""
-    devices = jax.devices()
-    kind = devices[0].device_kind
-    simulated = devices[0].platform == "cpu" and len(devices) > 1
-    suffix = " (simulated on one host)" if simulated else ""
-    return f"{len(devices)} x {kind}{suffix}"
+    """The devices of the run in words, e.g. `8 x cpu (simulated on one host)`."""
+    devices, processes = jax.devices(), jax.process_count()
+    words = f"{len(devices)} x {devices[0].device_kind}"
+    if processes > 1:
+        words += f" in {processes} processes"
+    elif devices[0].platform == "cpu" and len(devices) > 1:
+        words += " (simulated on one host)"
+    return words
 
 
 def _without(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
@@ -201,6 +206,27 @@ class Workdir:
                 f"--workdir: cannot write to {self.path}: {error.strerror}"
             ) from error
 
+    def claimed(self, plan: Plan) -> bool:
+        """Whether process 0 has made the folder this plan's.
+
+        The others may have to wait: a network file system may show a new file late.
+        """
+        file = self.path / "config.json"
+        wanted = jsonable(dataclasses.asdict(plan))
+        deadline = time.monotonic() + _VISIBLE_SECONDS
+        while True:
+            if file.exists() and self._read(file, "config")["config"] == wanted:
+                return True
+            if self.writes or time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+
+    def progress(self) -> tuple[list[str], list[str]]:
+        """The finished stages and the saved steps, which all processes must see."""
+        stages = [s["name"] for s in self.summary().get("stages", ())]
+        saved = self.path.glob("checkpoints/*/[0-9]*")
+        return stages, sorted(f"{p.parent.name}/{p.name}" for p in saved)
+
     def _has_results(self) -> bool:
         """Whether a stage was begun: whether a checkpoint or a summary is there."""
         saved = self.path.glob("checkpoints/*/[0-9]*")
@@ -239,6 +265,10 @@ class Workdir:
     def checkpoints(self, stage: str) -> Path:
         """The folder of a stage's checkpoints."""
         return self.path / "checkpoints" / stage
+
+    def profile(self, stage: str) -> Path:
+        """The folder of a stage's trace."""
+        return self.path / "profile" / stage
 
     def _read(self, file: Path, *keys: str) -> dict[str, Any]:
         try:

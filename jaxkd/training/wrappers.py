@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxkd.distill.method import Method
 from jaxkd.layers import Outputs
+from jaxkd.layers.partition import joined
 from jaxkd.numerics import resize_bilinear
 from jaxkd.training.network import Network, Variables, spec_of
 
@@ -62,7 +63,13 @@ def join(networks: Sequence[Network], input_shape: Sequence[int]) -> Network:
         return first, _by_collection(collections)
 
     name = "+".join(names)
-    return Network(name, init, apply, spec_of(name, init, apply, input_shape))
+    return Network(
+        name,
+        init,
+        apply,
+        spec_of(name, init, apply, input_shape),
+        partition=joined({n.name: n.partition for n in networks}),
+    )
 
 
 def member(variables: Variables, name: str) -> Variables:

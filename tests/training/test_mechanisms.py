@@ -15,8 +15,10 @@ from jaxkd.training import (
     make_setup,
     run,
 )
-from jaxkd.training import loop as loop_lib
-from jaxkd.training.loop import Stopped, load_variables, train_batches
+from jaxkd.training import runner as runner_lib
+from jaxkd.training.batches import train_batches
+from jaxkd.training.loop import load_variables
+from jaxkd.training.signals import Stopped
 
 OPTIMIZER = {"name": "sgd", "learning_rate": 0.05}
 SMALL = {"name": "resnet8", "width_factor": 0.125}
@@ -79,15 +81,14 @@ def test_banks_predictions_and_own_optimisers_resume_exactly(tmp_path, monkeypat
     expected = load_variables(setup, workdir, "student", done)
 
     stopped = tmp_path / "stopped"
-    stop_at = {"teacher": None, "student": 7}
-    original = loop_lib.StageRunner._stopping
+    original = runner_lib._Loop._stopping
 
-    def stopping(self, step):
-        if step == stop_at[self.stage.name]:
-            self.stop.received = "SIGTERM"
-        return original(self, step)
+    def stopping(self, before, step):
+        if (self.stage.name, step) == ("student", 7):
+            self.runner.stop.received = "SIGTERM"
+        return original(self, before, step)
 
-    monkeypatch.setattr(loop_lib.StageRunner, "_stopping", stopping)
+    monkeypatch.setattr(runner_lib._Loop, "_stopping", stopping)
     with pytest.raises(Stopped):
         finish(stopped, config)
     monkeypatch.undo()

@@ -1,0 +1,56 @@
+"""The batches of a stage, as its data and its seeds ask for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from jaxkd.data import Source, pipeline
+from jaxkd.training.feeds import Feed, Resident, Streaming
+from jaxkd.training.setup import Setup
+from jaxkd.training.stage import Stage
+
+
+def make_feed(setup: Setup, stage: Stage) -> Feed:
+    """What gives the stage its batches."""
+    batches = train_batches(setup, stage)
+    if setup.resident:
+        return Resident(setup.train, batches, setup.mesh)
+    return Streaming(batches)
+
+
+def train_batches(setup: Setup, stage: Stage) -> Any:
+    """The batches of a stage, this process's part of each.
+
+    With stored region labels a record fills several places of a batch; with unlabelled
+    data each batch also has unlabelled images. Either way there are
+    `stage.total_steps` batches, and a set that is used up begins anew.
+    """
+    data = setup.plan.data
+
+    def batches(source: Source, size: int, *, seed: int) -> pipeline.TrainBatches:
+        rounds = -(-stage.total_steps // (len(source) // size))
+        return pipeline.train_batches(
+            source,
+            batch_size=size,
+            seed=seed,
+            epochs=rounds,
+            workers=data.workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    crops = data.region_crops if data.regions is not None else 1
+    size = data.batch_size // crops
+    if setup.seeds.several:
+        return pipeline.Stacked(
+            [batches(setup.train, size, seed=seed) for seed in setup.seeds.seeds]
+        )
+    seed = setup.seeds.seeds[0]
+    labelled = batches(setup.train, size, seed=seed)
+    if setup.unlabelled is None or data.unlabelled_batch_size is None:
+        return labelled
+    # Another seed: the two sets must not go round in step.
+    other = batches(setup.unlabelled, data.unlabelled_batch_size, seed=seed + 1)
+    return pipeline.WithUnlabelled(labelled, other, stage.total_steps)

@@ -1,0 +1,132 @@
+"""Where the networks of a stage live, and how split ones are used.
+
+Parameters that are split over `fsdp` are gathered where a network reads them, and their
+gradients are scattered. Left to itself, the compiler may prefer to gather activations
+when they are few, and then what is sent depends on the batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxkd.layers import Outputs
+from jaxkd.layers.partition import Partition
+from jaxkd.training.feeds import device_memory
+from jaxkd.training.network import Network, Variables
+from jaxkd.training.sharding import MODEL_AXIS, model_splits, state_sharding
+
+# The share of a device's memory up to which "auto" keeps teachers whole on it. Weights
+# that are only read have no gradients and no moments, and gathering them costs time at
+# every step.
+TEACHER_SHARE = 0.25
+
+
+def teacher_sharding(
+    variables: Sequence[Any],
+    mesh: Mesh,
+    *,
+    mode: Literal["auto", "replicated", "sharded"],
+    min_size: int,
+    partitions: Sequence[Partition | None],
+) -> tuple[Any, ...]:
+    """The trees of shardings for the variables of a stage's teachers.
+
+    What a teacher declares is split over `model` in any case.
+
+    Args:
+      variables: of each teacher, abstract or concrete.
+      mesh: the devices.
+      mode: "replicated" keeps whole teachers on every device; "sharded" splits their
+        large arrays over `fsdp`, or over `data` where there is no `fsdp`; "auto"
+        replicates them if all together take at most a quarter of a device's memory.
+      min_size: elements from which an array is large.
+      partitions: what each teacher declares.
+
+    Raises:
+      ValueError: the axis `model` does not divide what a teacher declares.
+    """
+    splits = [
+        model_splits(v["params"], p, mesh)
+        for v, p in zip(variables, partitions, strict=True)
+    ]
+
+    def shardings(axis: str, min_size: float) -> tuple[Any, ...]:
+        return tuple(
+            state_sharding(v, mesh, min_size=min_size, splits=s, axis=axis)
+            for v, s in zip(variables, splits, strict=True)
+        )
+
+    whole = shardings("fsdp", math.inf)
+    if mode == "auto":
+        room = TEACHER_SHARE * device_memory(mesh)
+        fits = bytes_per_device(tuple(variables), whole) <= room
+        mode = "replicated" if fits else "sharded"
+    if mode == "replicated":
+        return whole
+    return shardings("fsdp" if mesh.shape["fsdp"] > 1 else "data", min_size)
+
+
+def bytes_per_device(tree: Any, shardings: Any) -> int:
+    """Bytes that a tree of arrays takes on each device.
+
+    Args:
+      tree: the arrays, abstract or concrete.
+      shardings: the tree of their shardings.
+    """
+
+    def one(leaf: Any, sharding: Any) -> int:
+        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(one, tree, shardings)))
+
+
+def gathering(network: Network, shardings: Any) -> Network:
+    """The network, which gathers its split parameters before it uses them.
+
+    Args:
+      network: the network.
+      shardings: of its `"params"`, as they are stored.
+    """
+    if all(s == _gathered(s) for s in jax.tree.leaves(shardings)):
+        return network
+
+    def apply(
+        variables: Variables,
+        images: jax.Array,
+        *,
+        train: bool,
+        key: jax.Array | None,
+    ) -> tuple[Outputs, Variables]:
+        params = jax.tree.map(_gather, variables["params"], shardings)
+        variables = {**variables, "params": params}
+        return network.apply(variables, images, train=train, key=key)
+
+    return dataclasses.replace(network, apply=apply, freeze_norms=None)
+
+
+def _gathered(sharding: NamedSharding) -> NamedSharding:
+    """The sharding without all axes but `model`, which computes on its parts."""
+    spec = (axis if axis == MODEL_AXIS else None for axis in sharding.spec)
+    return NamedSharding(sharding.mesh, P(*spec))
+
+
+def _gather(x: jax.Array, stored: NamedSharding) -> jax.Array:
+    @jax.custom_vjp
+    def gather(x: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, _gathered(stored))
+
+    def forward(x: jax.Array) -> tuple[jax.Array, None]:
+        return gather(x), None
+
+    def backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+        return (jax.lax.with_sharding_constraint(gradient, stored),)
+
+    gather.defvjp(forward, backward)
+    return gather(x)

@@ -1,0 +1,167 @@
+"""Feeds: resident records on eight simulated devices give the streamed batches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd.data import arrays, pipeline
+from jaxkd.data.arrays import ArraySource
+from jaxkd.training import sharding
+from jaxkd.training.feeds import (
+    Resident,
+    Streaming,
+    choose_resident,
+    device_memory,
+    put_records,
+    record_bytes,
+    take_records,
+)
+
+
+def source_of(records, *, dense=False, dtype=np.uint8, classes=7):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (records, 4, 6, 3)).astype(dtype)
+    if np.issubdtype(dtype, np.floating):
+        images = images / np.asarray(7, dtype)
+    shape = (records, 4, 6) if dense else (records,)
+    labels = rng.integers(0, classes, shape)
+    return arrays.arrays(
+        split="train",
+        images=images,
+        labels=labels,
+        class_names=[f"c{i}" for i in range(classes)],
+    )
+
+
+class FromFiles:
+    """A source that cannot give several records at once."""
+
+    def __init__(self, source):
+        self._source, self.info, self.groups = source, source.info, source.groups
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index):
+        return self._source[index]
+
+
+def batches_of(source, *, seed=0, batch_size=8):
+    return pipeline.train_batches(source, batch_size=batch_size, seed=seed, epochs=2)
+
+
+def mesh_of(data, fsdp=1):
+    return sharding.make_mesh(
+        data=data, fsdp=fsdp, devices=jax.devices()[: data * fsdp]
+    )
+
+
+def fed(feed, mesh, step, *, leading=0):
+    """The batch of a step as the compiled program sees it."""
+    iterator = feed.items()
+    iterator.set_state({"next_step": step})
+    item = sharding.put_batch(next(iterator), mesh, leading=leading)
+    iterator.close()
+    return jax.jit(feed.batch)(feed.constants, item)
+
+
+@pytest.mark.parametrize("data, fsdp", [(1, 1), (8, 1), (2, 4)])
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_resident_batches_are_the_streamed_ones(data, fsdp, dense, dtype):
+    source = source_of(21, dense=dense, dtype=dtype)
+    mesh, batches = mesh_of(data, fsdp), batches_of(source)
+    resident, streaming = Resident(source, batches, mesh), Streaming(batches)
+    for step in (0, 3):
+        got, expected = fed(resident, mesh, step), fed(streaming, mesh, step)
+        assert set(got) == set(expected) == {"image", "label", "index"}
+        for name, value in expected.items():
+            assert got[name].dtype == value.dtype
+            np.testing.assert_array_equal(got[name], value)
+            assert got[name].sharding.is_equivalent_to(
+                sharding.batch_sharding(mesh), value.ndim
+            )
+
+
+def test_records_are_split_over_the_devices_and_keep_their_dtype():
+    records = put_records(source_of(21, dense=True), mesh_of(8))
+    assert records["image"].dtype == records["label"].dtype == jnp.uint8
+    assert records["image"].shape == (24, 4, 6, 3)
+    shards = records["image"].addressable_shards
+    assert [s.data.shape[0] for s in shards] == [3] * 8
+    # 21 records leave the last device without any.
+    assert not np.asarray(shards[-1].data).any()
+
+
+def test_labels_of_many_classes_keep_their_values():
+    source = source_of(300, classes=300)
+    records = put_records(source, mesh_of(2))
+    np.testing.assert_array_equal(records["label"][:300], source.labels)
+
+
+def test_a_source_of_files_is_read_once_and_whole():
+    source = source_of(70)
+    got = put_records(FromFiles(source), mesh_of(4))
+    expected = put_records(source, mesh_of(4))
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_flags_travel_as_flags():
+    mesh = mesh_of(4)
+    values = np.arange(8) % 3 == 0
+    records = {"flag": jax.device_put(values, sharding.batch_sharding(mesh))}
+    index = sharding.put_batch({"i": np.array([3, 3, 6, 1], np.int32)}, mesh)["i"]
+    got = take_records(records, index, mesh)["flag"]
+    assert got.dtype == bool and got.tolist() == [True, True, True, False]
+
+
+def test_batches_of_several_seeds_stand_side_by_side():
+    source, mesh = source_of(21), mesh_of(4)
+    each = [batches_of(source, seed=seed) for seed in (3, 4)]
+    resident = Resident(source, pipeline.Stacked(each), mesh)
+    got = fed(resident, mesh, 1, leading=1)
+    for i, batches in enumerate(each):
+        for name, value in batches[1].items():
+            np.testing.assert_array_equal(got[name][i], value)
+
+
+def test_where_a_run_stands_is_the_same_for_both_feeds():
+    source, mesh = source_of(21), mesh_of(1)
+    batches = batches_of(source)
+    streaming, resident = Streaming(batches).items(), None
+    next(streaming)
+    resident = Resident(source, batches, mesh).items()
+    resident.set_state(streaming.get_state())
+    np.testing.assert_array_equal(next(resident)["index"], next(streaming)["index"])
+    streaming.close(), resident.close()
+
+
+def test_small_sets_in_memory_are_resident_and_files_are_not():
+    source, mesh = source_of(21), mesh_of(2)
+    assert choose_resident("auto", source, mesh, supported=True)
+    assert not choose_resident("auto", FromFiles(source), mesh, supported=True)
+    assert choose_resident(True, FromFiles(source), mesh, supported=True)
+    assert not choose_resident("auto", source, mesh, supported=False)
+    assert not choose_resident(False, source, mesh, supported=True)
+
+
+class Huge(ArraySource):
+    """Says that it has far more records than any memory."""
+
+    def __len__(self):
+        return 10**12
+
+
+def test_data_that_do_not_fit_are_refused_with_both_sizes():
+    small = source_of(4)
+    huge = Huge("huge", small.take(np.arange(4))["image"], small.labels)
+    mesh = mesh_of(2)
+    assert record_bytes(small) == 4 * 6 * 3 + 1
+    assert 0 < device_memory(mesh) < 2**50
+    assert not choose_resident("auto", huge, mesh, supported=True)
+    sizes = r"3.4e\+04 GiB on each of 2 devices, which have .* to stream them"
+    with pytest.raises(ValueError, match=rf"1000000000000 training records .* {sizes}"):
+        choose_resident(True, huge, mesh, supported=True)
+    with pytest.raises(ValueError, match="for labelled records alone"):
+        choose_resident(True, small, mesh, supported=False)
