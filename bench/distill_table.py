@@ -33,8 +33,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd.training import ConfigError, Plan, Setup, Stage, make_setup, sharding
+from jaxkd.training.batches import train_batches
+from jaxkd.training.compilation import run_once
 from jaxkd.training.evaluation import Evaluation
-from jaxkd.training.loop import run_once, train_batches
 from jaxkd.training.schema import plain
 from jaxkd.training.workdir import describe_device, versions
 
@@ -51,8 +52,9 @@ PAIRS = {
     "sample": "unetpp-resnet18_seg",
 }
 # Width factors of teacher and student: a student that has something to learn.
-WIDTHS = {"digits": (1.0, 0.125), "npz": (1.0, 0.25), "sample": (0.125, 0.125)}
-EPOCHS = {"digits": 8, "npz": 8, "cifar100": 240, "sample": 8}
+WIDTHS = {"digits": (1.0, 0.125), "npz": (1.0, 0.25), "sample": (0.125, 0.25)}
+EPOCHS = {"digits": 8, "npz": 8, "cifar100": 240, "sample": 24}
+TEACHER_EPOCHS = {"sample": 8}
 # Stages that the methods of a seed share, and the method whose config has them.
 COMMON = ("teacher", "assistant")
 
@@ -69,6 +71,7 @@ class Options:
     epochs: int
     seeds: int
     batch_size: int
+    teacher_epochs: int | None = None
 
     @property
     def networks(self) -> tuple[dict, dict]:
@@ -160,6 +163,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Options, list[str], Path | N
         epochs=args.epochs or EPOCHS[args.data],
         seeds=args.seeds,
         batch_size=args.batch_size or (8 if args.data == "sample" else 64),
+        teacher_epochs=TEACHER_EPOCHS.get(args.data),
     )
     known = shared.SEGMENTATION if args.data == "sample" else shared.RECIPES
     methods = list(known) if args.methods == "all" else args.methods.split(",")
@@ -300,6 +304,7 @@ class Bench:
         task = dict(focal_dice=dict(weight=1.0))
         stages = dict(student=shared.segmentation_stage(method, **common))
         if method != "none":
+            common["epochs"] = options.teacher_epochs or options.epochs
             stages = dict(teacher=dict(method=task, **common), **stages)
         return shared.stages(config, **stages)
 
@@ -308,7 +313,7 @@ def train(
     setup: Setup, stage: Stage, begin: Any, step: Any, variables: dict[str, Any]
 ) -> tuple[Any, list[float]]:
     """Trains one stage and returns its state and the seconds of its steps."""
-    state = begin(setup.key(), {name: variables[name] for name in stage.starts})
+    state = begin(setup.seeds.keys(), {name: variables[name] for name in stage.starts})
     teachers = tuple(variables[t.name] for t in stage.teachers)
     iterator = iter(train_batches(setup, stage))
     times = []
@@ -356,11 +361,14 @@ def markdown(results: dict[str, Any]) -> str:
         if kd is not None:
             ratio = f"{row['milliseconds'] / kd:.2f}"
         lines.append(f"| `{name}` | {spread(row['scores'])} | {gain} | {ratio} |")
+    taught = settings["teacher_epochs"]
+    teacher_epochs = "" if taught is None else f" (teacher {taught})"
     about = (
         f"{settings['pair']} (widths x {settings['teacher_width']:g} and "
         f"{settings['width']:g}), {settings['data']}, "
-        f"{settings['epochs']} epochs, {settings['seeds']} seeds, mean ± sample "
-        f"deviation; {results['device']}; {results['seconds'] / 60:.0f} min in all.\n\n"
+        f"{settings['epochs']} epochs{teacher_epochs}, {settings['seeds']} seeds, "
+        f"mean ± sample deviation; {results['device']}; "
+        f"{results['seconds'] / 60:.1f} min in all.\n\n"
         f"`{results['command']}`"
     )
     refused = [
