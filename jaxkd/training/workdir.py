@@ -36,6 +36,8 @@ _FREE = (
     "log",
     "checkpoint",
     "mesh",
+    "train",
+    "profile",
     "notes",
     "data.path",
     "data.regions",
