@@ -31,7 +31,7 @@ lint: $(VENV)/.dev  ## check style and format
 types: $(VENV)/.dev  ## check types
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(VENV)/.bench  ## measure the KD step against PyTorch
+bench: $(VENV)/.bench  ## measure the KD step against PyTorch; ARGS="--rounds=3" for options
 	@$(BIN)/python bench/step.py $(ARGS)
 
 docs: $(VENV)/.docs  ## build the documentation into site/

@@ -1,121 +1,151 @@
 """Images per second of the distillation step, beside the same step in PyTorch.
 
     python bench/step.py
+    python bench/step.py --device=gpu --precision=bfloat16 --pair=imagenet
 
-prints one JSON line; `ratio` is jaxkd over PyTorch. Both sides train the same student
-from the same frozen teacher on the same images with the same number of threads, in
-float32 on the CPU. They take turns within one process, round by round, and medians
-over rounds are compared. Nothing but the step is timed: images lie ready in memory, and
-compilation and a first step come before. Other work on the machine slows PyTorch's
-OpenMP threads more than XLA's, so only the ratio of an idle machine means anything;
-`load` says how busy it was at the start.
+prints one JSON line; `ratio` is jaxkd over eager PyTorch, `ratios` over every peer. All
+sides train the same student from the same frozen teacher on the same images, on the CPU
+with the same number of threads. They take turns within one process, round by round, and
+medians over rounds are compared. Nothing but the step is timed: images lie ready in
+memory, and compilation and a first step come before. Other work on the machine slows
+PyTorch's OpenMP threads more than XLA's, so only the ratio of an idle machine means
+anything; `load` says how busy it was at the start.
+
+On a GPU the peers are PyTorch in eager mode, compiled (`torch.compile`), and compiled
+into CUDA graphs (`mode="reduce-overhead"`), all channels last, with a fused optimiser,
+and with automatic mixed precision if `--precision=bfloat16`.
 """
 
-import argparse
-import importlib.metadata
-import json
-import os
-import pathlib
-import platform
-import statistics
+from __future__ import annotations
+
 import sys
-import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import measuring
 import numpy as np
+from measuring import Mistake, Side
 
-NUM_CLASSES = 100
 TEMPERATURE = 4.0
 WEIGHTS = {"ce": 0.1, "kd": 0.9}
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 5e-4
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch")
-
-
-class Side(NamedTuple):
-    """One framework's step: `run(n)` does n steps, waits for them, returns the loss."""
-
-    run: Callable[[int], float]
-    parameters: dict[str, int]
+# What a pair means where no other option says it.
+PAIRS = {
+    "cifar": dict(
+        teacher="resnet32x4",
+        student="resnet8x4",
+        image_size=32,
+        classes=100,
+        batch_size=dict(cpu=64, gpu=64),
+    ),
+    "imagenet": dict(
+        teacher="resnet50",
+        student="resnet18",
+        image_size=224,
+        classes=1000,
+        batch_size=dict(cpu=8, gpu=256),
+    ),
+}
+STEPS = dict(cpu=3, gpu=40)
+# Each peer and the mode of torch.compile, None for eager.
+PEERS = {
+    "torch": None,
+    "torch_compile": "default",
+    "torch_graphs": "reduce-overhead",
+}
+DEFAULT_PEERS = dict(cpu="torch", gpu="torch,torch_compile,torch_graphs")
 
 
 class Options(NamedTuple):
     """What is measured."""
 
+    pair: str
     teacher: str
     student: str
     batch_size: int
     image_size: int
+    classes: int
+    device: str
+    precision: str
     steps: int
+    steps_per_call: int
     rounds: int
     threads: int
-    peer: str
+    peers: tuple[str, ...]
 
 
 def parse(arguments: Sequence[str] | None) -> Options:
-    """Reads and checks the command line; a mistake ends with status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python bench/step.py", description=(__doc__ or "").split("\n\n")[0]
+    """Reads and checks the command line."""
+    parser = measuring.Parser("step.py", __doc__)
+    parser.add_argument("--pair", choices=tuple(PAIRS), default="cifar")
+    parser.add_argument("--teacher", help="instead of the pair's")
+    parser.add_argument("--student", help="instead of the pair's")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--classes", type=int)
+    parser.add_argument("--device", choices=measuring.DEVICES, default="cpu")
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32"
     )
-    parser.add_argument("--teacher", default="resnet32x4")
-    parser.add_argument("--student", default="resnet8x4")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=3, help="per round")
+    parser.add_argument("--steps", type=int, help="per round")
+    parser.add_argument(
+        "--steps-per-call", type=int, default=1, help="of jaxkd: steps in one program"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
-        "--threads", type=int, default=usable_cores(), help="for each side"
+        "--threads",
+        type=int,
+        default=measuring.usable_cores(),
+        help="for each side, on the CPU",
     )
     parser.add_argument(
         "--peer",
-        choices=("torch", "none"),
-        default="torch",
-        help="none measures jaxkd alone and leaves the ratio null",
+        help=f"of {', '.join(PEERS)}, with commas; none measures jaxkd alone and "
+        "leaves the ratio null",
     )
-    options = Options(**vars(parser.parse_args(arguments)))
-    for name in ("batch_size", "image_size", "steps", "rounds", "threads"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if options.threads > usable_cores():
-        parser.error(
-            f"--threads {options.threads}, but this process may use "
-            f"{usable_cores()} cores"
+    values = vars(parser.parse_args(arguments))
+    device, peer = values["device"], values.pop("peer")
+    for name, value in {**PAIRS[values["pair"]], "steps": STEPS}.items():
+        if values[name] is None:
+            values[name] = value[device] if isinstance(value, dict) else value
+    peer = peer or DEFAULT_PEERS[device]
+    peers = () if peer == "none" else tuple(peer.split(","))
+    for name in peers:
+        if name not in PEERS:
+            raise Mistake(f"--peer: no peer {name!r}; take none or {', '.join(PEERS)}")
+    options = Options(**values, peers=peers)
+    measuring.at_least(
+        options,
+        1,
+        *("batch_size", "image_size", "classes", "steps", "steps_per_call"),
+        *("rounds", "threads"),
+    )
+    if options.steps % options.steps_per_call:
+        raise Mistake(
+            f"--steps-per-call {options.steps_per_call} does not divide --steps "
+            f"{options.steps}"
         )
     return options
 
 
-def unknown_networks(options: Options) -> str | None:
-    """What is wrong with the names of the networks, in one line; None if nothing."""
+def check_networks(options: Options) -> None:
+    """Checks the names of the networks.
+
+    Raises:
+      Mistake: a side does not have one of them.
+    """
     from jaxkd import models
 
     known = set(models.names())
-    if options.peer == "torch":
+    if options.peers:
         import torch_networks
 
-        known &= set(torch_networks.NETWORKS)
+        known &= set(torch_networks.names())
     for name in (options.teacher, options.student):
         if name not in known:
-            return f"no network {name!r} to measure; known: {', '.join(sorted(known))}"
-    return None
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def limit_threads(threads: int) -> None:
-    """Leaves `threads` cores to this process; XLA makes one thread for each.
-
-    Must come before the first use of JAX.
-    """
-    if threads == usable_cores():
-        return
-    if not hasattr(os, "sched_setaffinity"):
-        sys.exit("--threads needs sched_setaffinity, which only Linux has")
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+            raise Mistake(
+                f"no network {name!r} to measure; known: {', '.join(sorted(known))}"
+            )
 
 
 def make_data(options: Options) -> tuple[np.ndarray, np.ndarray]:
@@ -123,105 +153,71 @@ def make_data(options: Options) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     shape = (options.batch_size, options.image_size, options.image_size, 3)
     images = rng.standard_normal(shape, dtype=np.float32)
-    labels = rng.integers(NUM_CLASSES, size=options.batch_size, dtype=np.int32)
+    labels = rng.integers(options.classes, size=options.batch_size, dtype=np.int32)
     return images, labels
 
 
-def jax_side(options: Options, images: np.ndarray, labels: np.ndarray) -> Side:
-    """The train step of `jaxkd.training`, as the loop compiles it."""
-    import jax
+def jax_training(options: Options, images: np.ndarray, labels: np.ndarray) -> Any:
+    """The step as the command compiles it, with one batch of records on the device."""
+    import programs
 
-    jax.config.update("jax_platforms", "cpu")
-
-    import jax.numpy as jnp
-    import optax
-
-    from jaxkd import distill, models
-    from jaxkd.data.augment import Augmentation
-    from jaxkd.training.network import from_linen
-    from jaxkd.training.step import init_state, make_train_step
-
-    student, teacher = (
-        from_linen(name, models.create(name, num_classes=NUM_CLASSES), images.shape[1:])
-        for name in (options.student, options.teacher)
-    )
-    method = distill.weighted(WEIGHTS, kd={"temperature": TEMPERATURE})
-    tx = optax.chain(
-        optax.add_decayed_weights(WEIGHT_DECAY),
-        optax.sgd(LEARNING_RATE, momentum=MOMENTUM),
-    )
-    data = distill.DataSpec(
-        records=len(images),
-        num_classes=NUM_CLASSES,
-        batch_size=len(images),
-        steps_per_epoch=1,
-        epochs=1,
-    )
-    # rbg keys compile in a third of threefry's time, and the step draws nothing.
-    state = jax.jit(
-        lambda key: init_state(
-            key, student=student, method=method, teachers=[teacher], tx=tx, data=data
-        )
-    )(jax.random.key(0, impl="rbg"))
-    teachers = (jax.jit(teacher.init)(jax.random.key(1, impl="rbg")),)
-    step = jax.jit(
-        make_train_step(
-            student=student.apply,
-            teachers=[teacher.apply],
-            method=method,
-            tx=tx,
-            schedule=lambda step: jnp.asarray(LEARNING_RATE),
-            augmentation=Augmentation(),
-            num_classes=NUM_CLASSES,
-            steps_per_epoch=data.steps_per_epoch,
-            epochs=data.epochs,
-        ),
-        donate_argnums=0,
-    )
-    batch = jax.device_put(
-        {
-            "image": images,
-            "label": labels,
-            "index": np.arange(len(labels), dtype=np.int32),
-        }
-    )
-
-    def run(steps: int) -> float:
-        nonlocal state
-        for _ in range(steps):
-            state, metrics = step(state, batch, teachers)
-        jax.block_until_ready(state)
-        return float(metrics["loss"])
-
-    return Side(
-        run,
-        {
-            "teacher": count(teachers[0]["params"]),
-            "student": count(state.params["network"]),
+    names = tuple(map(str, range(options.classes)))
+    config = {
+        "precision": options.precision,
+        "data": {
+            "source": "arrays",
+            "batch_size": options.batch_size,
+            **{"images": images, "labels": labels, "class_names": names},
         },
-    )
+        "networks": {
+            "teacher": {"name": options.teacher, "frozen": True},
+            "student": {"name": options.student},
+        },
+        "stages": {
+            "student": {
+                "teachers": ("teacher",),
+                "method": {
+                    "ce": {"weight": WEIGHTS["ce"]},
+                    "kd": {"weight": WEIGHTS["kd"], "temperature": TEMPERATURE},
+                },
+                "optimizer": {
+                    "learning_rate": LEARNING_RATE,
+                    "momentum": MOMENTUM,
+                    "weight_decay": WEIGHT_DECAY,
+                },
+                # One batch is an epoch.
+                "epochs": options.steps_per_call,
+            }
+        },
+        "run": ("student",),
+        "train": {"resident": True, "steps_per_call": options.steps_per_call},
+    }
+    setup = programs.set_up(config)
+    return programs.Training(setup, setup.stages[0], repeat=True)
 
 
-def count(params: object) -> int:
-    """The number of values in a tree of arrays."""
-    import jax
-
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def torch_side(options: Options, images: np.ndarray, labels: np.ndarray) -> Side:
-    """The same step in eager PyTorch, channels last."""
+def torch_side(
+    options: Options, name: str, images: np.ndarray, labels: np.ndarray
+) -> tuple[Side, dict[str, int]]:
+    """The same step in PyTorch, channels last; and the sizes of its networks."""
     import torch
     import torch.nn.functional as F
     import torch_networks
 
-    torch.set_num_threads(options.threads)
+    gpu = options.device == "gpu"
+    device = torch.device("cuda" if gpu else "cpu")
     torch.manual_seed(0)
+    if gpu:
+        # What XLA does: the fastest convolution, TF32 for products of float32.
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+    else:
+        torch.set_num_threads(options.threads)
     student, teacher = (
-        torch_networks.create(name, num_classes=NUM_CLASSES).to(
-            memory_format=torch.channels_last
-        )
-        for name in (options.student, options.teacher)
+        torch_networks.create(network, num_classes=options.classes)
+        .to(device)
+        .to(memory_format=torch.channels_last)
+        for network in (options.student, options.teacher)
     )
     student.train()
     teacher.eval().requires_grad_(False)
@@ -230,13 +226,15 @@ def torch_side(options: Options, images: np.ndarray, labels: np.ndarray) -> Side
         lr=LEARNING_RATE,
         momentum=MOMENTUM,
         weight_decay=WEIGHT_DECAY,
+        fused=gpu,
     )
     # [b, h, w, c] in memory, seen as [b, c, h, w]: channels last.
-    inputs = torch.from_numpy(images).permute(0, 3, 1, 2)
-    targets = torch.from_numpy(labels).long()
+    inputs = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
+    targets = torch.from_numpy(labels).long().to(device)
+    mixed = options.precision == "bfloat16"
 
-    def run(steps: int) -> float:
-        for _ in range(steps):
+    def loss_of(inputs: Any, targets: Any) -> Any:
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             with torch.no_grad():
                 soft = F.log_softmax(teacher(inputs) / TEMPERATURE, dim=1)
             logits = student(inputs)
@@ -247,156 +245,139 @@ def torch_side(options: Options, images: np.ndarray, labels: np.ndarray) -> Side
                 log_target=True,
             )
             ce = F.cross_entropy(logits, targets)
-            loss = WEIGHTS["ce"] * ce + WEIGHTS["kd"] * kd
+            return WEIGHTS["ce"] * ce + WEIGHTS["kd"] * kd
+
+    mode = PEERS[name]
+    compute = loss_of if mode is None else torch.compile(loss_of, mode=mode)
+
+    def run(steps: int) -> float:
+        for _ in range(steps):
+            loss = compute(inputs, targets)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-        return loss.item()
+        value = loss.item()
+        if gpu:
+            torch.cuda.synchronize()
+        return value
 
-    return Side(
-        run,
-        {
-            "teacher": torch_networks.count_parameters(teacher),
-            "student": torch_networks.count_parameters(student),
-        },
-    )
+    parameters = {
+        "teacher": torch_networks.count_parameters(teacher),
+        "student": torch_networks.count_parameters(student),
+    }
+    return Side(run, options.batch_size, options.steps), parameters
 
 
-def measure(
-    sides: dict[str, Side],
-    *,
-    batch_size: int,
-    steps: int,
-    rounds: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
-    """Images per second of every side in every round; the sides take turns.
+def check_parameters(parameters: dict[str, dict[str, int]]) -> None:
+    """Checks that all sides train networks of the same sizes.
 
     Raises:
-      ValueError: two sides train networks of different sizes.
-      FloatingPointError: the loss of a side is not finite.
+      ValueError: they do not.
     """
-    (first, expected), *others = [(k, s.parameters) for k, s in sides.items()]
-    for name, parameters in others:
-        if parameters != expected:
+    (first, expected), *others = parameters.items()
+    for name, sizes in others:
+        if sizes != expected:
             raise ValueError(
-                f"the networks differ: {first} has {expected} parameters, "
-                f"{name} has {parameters}"
+                f"the networks differ: {first} has {expected} parameters, {name} has "
+                f"{sizes}"
             )
-    for side in sides.values():
-        side.run(1)
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    for round_number in range(rounds):
-        for name, side in sides.items():
-            # An untimed step wakes this side's threads and fills its caches.
-            side.run(1)
-            start = clock()
-            loss = side.run(steps)
-            rates[name].append(steps * batch_size / (clock() - start))
-            if not np.isfinite(loss):
-                raise FloatingPointError(f"{name}: the loss is {loss}")
-        shown = ", ".join(f"{k} {v[-1]:.1f} images/s" for k, v in rates.items())
-        print(f"round {round_number + 1} of {rounds}: {shown}", file=sys.stderr)
-    return rates
 
 
 def summarise(
     options: Options,
     rates: dict[str, list[float]],
+    *,
     parameters: dict[str, int],
+    flops_per_step: float | None,
+    ceiling: float,
     load: float | None,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The line to print; what was not measured is None."""
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    ratio = medians["jax"] / medians["torch"] if "torch" in medians else None
+    sides = {}
+    for name, values in rates.items():
+        sides[name] = measuring.spread(values)
+        if flops_per_step is not None:
+            rate = flops_per_step * sides[name]["median"] / options.batch_size
+            sides[name]["flops_per_second"] = rate
+            sides[name]["ceiling_share"] = round(rate / ceiling, 4)
+    ratios = {
+        name: measuring.ratio_of(rates["jax"], values)
+        for name, values in rates.items()
+        if name != "jax"
+    }
+    torch = sides.get("torch")
     return {
         "benchmark": "kd_step",
-        "ratio": None if ratio is None else round(ratio, 4),
-        "jax_images_per_second": round(medians["jax"], 2),
-        "torch_images_per_second": (
-            round(medians["torch"], 2) if "torch" in medians else None
-        ),
+        "ratio": ratios.get("torch"),
+        "ratios": ratios,
+        "jax_images_per_second": sides["jax"]["median"],
+        "torch_images_per_second": None if torch is None else torch["median"],
+        "sides": sides,
+        "flops_per_step": flops_per_step,
+        "ceiling_flops_per_second": ceiling,
         "threads": options.threads,
-        "device": f"cpu ({cpu_name()})",
+        "device": measuring.device_name(options.device),
         "load": load,
-        "versions": versions(),
+        "versions": measuring.versions(),
         "rounds": options.rounds,
         "steps": options.steps,
+        "steps_per_call": options.steps_per_call,
         "teacher": options.teacher,
         "student": options.student,
         "parameters": parameters,
         "batch_size": options.batch_size,
         "image_size": options.image_size,
-        "dtype": "float32",
-        "jax_rounds": [round(v, 2) for v in rates["jax"]],
-        "torch_rounds": [round(v, 2) for v in rates.get("torch", [])],
+        "classes": options.classes,
+        "dtype": options.precision,
     }
 
 
-def cpu_name() -> str:
-    """The processor in words, as far as the system tells."""
-    info = pathlib.Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """Measures what the command line asks for."""
+    options = parse(arguments)
+    if options.peers:
+        measuring.need(
+            "torch",
+            "the PyTorch peer needs it: pip install 'jaxkd[bench]', or measure jaxkd "
+            "alone with --peer=none",
+        )
+    load = measuring.load()
+    measuring.limit_threads(options.threads)
+    measuring.use_device(options.device)
+    check_networks(options)
+    if options.peers and options.device == "gpu":
+        import torch
 
+        if not torch.cuda.is_available():
+            raise Mistake(
+                "--device=gpu, but this PyTorch has no GPU; install its CUDA build, or "
+                "measure jaxkd alone with --peer=none"
+            )
+    from jaxkd.analysis.ceiling import matmul_ceiling
 
-def busy() -> float | None:
-    """Processes that wanted a core during the last minute; None where unknown."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers, where installed."""
-    import jaxkd
-
-    found = {"python": platform.python_version(), "jaxkd": jaxkd.__version__}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    images, labels = make_data(options)
+    ceiling = matmul_ceiling(options.precision)
+    training = jax_training(options, images, labels)
+    sides = {"jax": training.side(steps=options.steps)}
+    parameters = {"jax": training.parameters}
+    for name in options.peers:
+        sides[name], parameters[name] = torch_side(options, name, images, labels)
+    check_parameters(parameters)
+    rates = measuring.take_turns(sides, rounds=options.rounds)
+    training.close()
+    return summarise(
+        options,
+        rates,
+        parameters=training.parameters,
+        flops_per_step=training.programs.flops_per_step,
+        ceiling=ceiling,
+        load=load,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints one JSON line, returns the exit status."""
-    options = parse(arguments)
-    if options.peer == "torch":
-        try:
-            import torch  # noqa: F401
-        except ImportError:
-            print(
-                "the PyTorch peer needs torch: pip install 'jaxkd[bench]', "
-                "or measure jaxkd alone with --peer=none",
-                file=sys.stderr,
-            )
-            return 2
-    mistake = unknown_networks(options)
-    if mistake is not None:
-        print(mistake, file=sys.stderr)
-        return 2
-    load = busy()
-    if load is not None and load > 0.5:
-        print(
-            f"other work on this machine (load {load}) makes the ratio unreliable",
-            file=sys.stderr,
-        )
-    limit_threads(options.threads)
-    images, labels = make_data(options)
-    sides = {"jax": jax_side(options, images, labels)}
-    if options.peer == "torch":
-        sides["torch"] = torch_side(options, images, labels)
-    rates = measure(
-        sides,
-        batch_size=options.batch_size,
-        steps=options.steps,
-        rounds=options.rounds,
-    )
-    print(json.dumps(summarise(options, rates, sides["jax"].parameters, load)))
-    return 0
+    return measuring.end(measure, arguments)
 
 
 if __name__ == "__main__":

@@ -378,7 +378,12 @@ def _mistake(capsys, tiny, tmp_path, *arguments):
             "config.data: data source 'cifar10' needs the option 'path'",
         ),
         ("--config.data.colour=True", "has no option 'colour'"),
-        ("--config.mesh.fsdp=3", "config.mesh: data 2 x fsdp 3 = 6 devices wanted"),
+        (
+            "--config.mesh.fsdp=3",
+            "config.mesh: data 2 x fsdp 3 x model 1 = 6 devices wanted, 8 present; leave",
+        ),
+        ("--config.mesh.model=2", "config.mesh.model: 2, but network 'teacher' (resne"),
+        ("--distributed=here", "--distributed: must be off, auto or HOST:PORT,COUNT,"),
         ("--config.data.augment.mean=(0.5,0.5)", "config.data.augment: mean and std"),
         (
             "--config.stages.teacher.optimizer.warmup_epochs=3",

@@ -31,6 +31,7 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_GROUPS = re.compile(r"replica_groups=(\{\{[\d,]+\}|\[\d+,\d+\]<=|mesh\[.*?\}|\{\})")
 _CALLED = re.compile(
     r"\b(calls|to_apply|body|condition|true_computation|false_computation|"
     r"branch_computations)=(\{[^}]*\}|%?[\w.\-]+)"
@@ -101,17 +102,11 @@ def read_collectives(program: Any) -> tuple[Collective, ...]:
     times = _executions(computations)
     found = []
     for name, lines in computations.items():
-        for line in lines:
-            collective = _collective(line, everyone, times.get(name, 0))
-            if collective is None or collective.times == 0:
-                continue
-            if math.isinf(collective.times):
-                raise ValueError(
-                    f"a loop of unknown length runs {collective.kind} "
-                    f"({collective.source}); use jax.lax.scan or fori_loop with static "
-                    "bounds"
-                )
-            found.append(collective)
+        # A computation that nothing calls does not run.
+        for line in lines if times[name] else ():
+            collective = _collective(line, everyone, times[name])
+            if collective is not None:
+                found.append(collective)
     return tuple(found)
 
 
@@ -177,7 +172,7 @@ def _executions(computations: dict[str, list[str]]) -> dict[str, float]:
     return {name: executions(name) for name in computations}
 
 
-def _collective(instruction: str, everyone: int, times: Any) -> Collective | None:
+def _collective(instruction: str, everyone: int, times: float) -> Collective | None:
     """Reads one instruction, None if it sends nothing."""
     shape, rest = _split_type(instruction)
     opcode = re.match(r"\s*([\w\-]+)\(", rest)
@@ -193,14 +188,20 @@ def _collective(instruction: str, everyone: int, times: Any) -> Collective | Non
     devices = _group_size(rest, everyone)
     size = sum(arrays) * (devices if kind == "reduce-scatter" else 1)
     pieces = kind == "all-to-all" and "dimensions=" not in rest
-    source = re.search(r'op_name="([^"]*)"', rest)
+    name = re.search(r'op_name="([^"]*)"', rest)
+    source = name[1] if name else ""
+    if math.isinf(times):
+        raise ValueError(
+            f"a loop of unknown length runs {kind} ({source}); use jax.lax.scan, or "
+            "fori_loop with static bounds"
+        )
     return Collective(
         kind=kind,
         arrays=1 if pieces else len(arrays),
         bytes=size,
         devices=devices,
-        times=times,
-        source=source[1] if source else "",
+        times=int(times),
+        source=source,
     )
 
 
@@ -244,9 +245,7 @@ def _group_size(text: str, everyone: int) -> int:
     pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", text)
     if pairs:
         return 2
-    groups = re.search(
-        r"replica_groups=(\{\{[\d,]+\}|\[\d+,\d+\]<=|mesh\[.*?\}|\{\})", text
-    )
+    groups = _GROUPS.search(text)
     if groups is None or groups[1] == "{}":
         return everyone
     found = groups[1]

@@ -336,6 +336,7 @@ def store_regions(
     image_size: tuple[int, int],
     label_format: str = "marginal_smoothing_k5",
     batch_size: int = 50,
+    records: Sequence[int] | None = None,
 ) -> Regions:
     """Shows random crops of every image to a teacher and keeps its soft labels.
 
@@ -350,6 +351,7 @@ def store_regions(
       image_size: the teacher's input size.
       label_format: see `jaxkd.numerics.compressed_labels`.
       batch_size: crops per call of `predict`.
+      records: the records to show; None for all.
 
     Returns:
       The regions, to be written by `write_regions`.
@@ -388,7 +390,7 @@ def store_regions(
         return compress_labels(probabilities, label_format=label_format)
 
     stored = []
-    for record in range(len(source)):
+    for record in range(len(source)) if records is None else records:
         image = jnp.asarray(source[record]["image"])
         coords, flip = draw(jnp.asarray(record))
         # The last chunk is filled up, so that one program serves all.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -21,7 +21,8 @@ from jaxkd.distill.method import (
     no_state,
 )
 from jaxkd.distill.registry import register
-from jaxkd.losses.checks import check_positive
+from jaxkd.losses.blocks import rowwise
+from jaxkd.losses.checks import Scalar, check_positive
 
 
 @register()
@@ -203,13 +204,26 @@ def logit_standardization(
     if warmup_epochs < 0:
         raise ValueError(f"warmup_epochs must be >= 0, got {warmup_epochs}")
 
+    @rowwise
+    def of_kd(student: jax.Array, teacher: jax.Array, temperature: Scalar) -> jax.Array:
+        student = losses.standardize_logits(student, eps=eps)
+        teacher = losses.standardize_logits(teacher, eps=eps)
+        return losses.kd(student, teacher, temperature=temperature)
+
+    @rowwise
+    def of_dkd(
+        student: jax.Array, teacher: jax.Array, labels: jax.Array, **factors: Any
+    ) -> jax.Array:
+        student = losses.standardize_logits(student, eps=eps)
+        teacher = losses.standardize_logits(teacher, eps=eps)
+        return losses.dkd(student, teacher, labels, **factors)
+
     def loss(inputs: Inputs) -> jax.Array:
-        student = losses.standardize_logits(inputs.student.logits, eps=eps)
-        teacher = losses.standardize_logits(inputs.teacher.logits, eps=eps)
+        student, teacher = inputs.student.logits, inputs.teacher.logits
         now = inputs.at(temperature)
         if base == "kd":
-            return losses.kd(student, teacher, temperature=now)
-        value = losses.dkd(
+            return of_kd(student, teacher, now)
+        value = of_dkd(
             student,
             teacher,
             inputs.targets,

@@ -13,6 +13,7 @@ from jaxkd.layers.bottleneck import BottleneckCodec
 from jaxkd.layers.initializers import bias_uniform, fan_in_uniform, kaiming_normal
 from jaxkd.layers.norm import BatchNorm
 from jaxkd.layers.outputs import NetworkSpec, Outputs
+from jaxkd.layers.partition import Partition
 from jaxkd.layers.pooling import max_pool
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "DoubleConv",
     "NetworkSpec",
     "Outputs",
+    "Partition",
     "PreActivationBlock",
     "bias_uniform",
     "biased_conv",

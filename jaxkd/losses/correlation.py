@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
+from jaxkd.losses.blocks import rowwise
 from jaxkd.losses.checks import Scalar, check_logits, check_positive
 from jaxkd.losses.logits import log_probabilities
 
@@ -54,6 +55,7 @@ def dist(
     )
 
 
+@rowwise
 def dist_inter(
     student: Float[Array, "*batch k"],
     teacher: Float[Array, "..."],

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Float32
 
+from jaxkd.losses.blocks import rowwise
 from jaxkd.losses.checks import (
     Scalar,
     check_logits,
@@ -28,6 +29,7 @@ from jaxkd.losses.logits import finite_logits, log_probabilities
 from jaxkd.losses.supervised import Labels
 
 
+@rowwise
 def dkd(
     student: Float[Array, "*batch k"],
     teacher: Float[Array, "..."],
@@ -76,6 +78,7 @@ def dkd(
     )
 
 
+@rowwise
 def dkd_target(
     student: Float[Array, "*batch k"],
     teacher: Float[Array, "..."],
@@ -109,6 +112,7 @@ def dkd_target(
     return keep(temperature**2 * divergence, where)
 
 
+@rowwise
 def dkd_nontarget(
     student: Float[Array, "*batch k"],
     teacher: Float[Array, "..."],
@@ -133,6 +137,7 @@ def dkd_nontarget(
     return keep(temperature**2 * divergence, where)
 
 
+@rowwise
 def nkd(
     student: Float[Array, "*batch k"],
     teacher: Float[Array, "..."],
@@ -178,6 +183,7 @@ def nkd(
     )
 
 
+@rowwise
 def nkd_target(
     student: Float[Array, "*batch k"],
     teacher: Float[Array, "..."],
@@ -197,6 +203,7 @@ def nkd_target(
     return keep(-jnp.sum(jnp.where(target, confidence * log_p, 0.0), axis=-1), where)
 
 
+@rowwise
 def nkd_nontarget(
     student: Float[Array, "*batch k"],
     teacher: Float[Array, "..."],

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Float32
 
+from jaxkd.losses.blocks import rowwise
 from jaxkd.losses.checks import (
     Scalar,
     check_logits,
@@ -26,6 +27,7 @@ from jaxkd.losses.checks import (
 from jaxkd.losses.supervised import Labels, cross_entropy
 
 
+@rowwise
 def softened_kl(
     student: Float[Array, "*batch k"],
     teacher: Float[Array, "..."],
@@ -107,6 +109,7 @@ def kd(
     )
 
 
+@rowwise
 def kd_cross_entropy(
     student: Float[Array, "*batch k"],
     teacher: Float[Array, "..."],
@@ -146,6 +149,7 @@ def kd_cross_entropy(
     return keep(temperature**2 * cross, examples)
 
 
+@rowwise
 def wsld(
     student: Float[Array, "*batch k"],
     teacher: Float[Array, "..."],

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Integer
 
+from jaxkd.losses.blocks import rowwise
 from jaxkd.losses.checks import (
     Scalar,
     check_choice,
@@ -64,6 +65,7 @@ def uskd_target(student: Float[Array, "b k"], labels: Labels) -> Float32[Array, 
     return -jnp.sum(soft * log_p, axis=-1)
 
 
+@rowwise
 def uskd_nontarget(
     student: Float[Array, "b k"],
     weak: Float[Array, "..."],
@@ -159,6 +161,7 @@ def pskd_targets(
     return (1.0 - alpha) * y + alpha * past
 
 
+@rowwise
 def pskd(
     student: Float[Array, "b k"],
     past: Float[Array, "..."],
@@ -193,6 +196,7 @@ def pskd(
     return soft_cross_entropy(student, targets, where=where)
 
 
+@rowwise
 def tfkd_regularization(
     student: Float[Array, "b k"],
     labels: Labels,

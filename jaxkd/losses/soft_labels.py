@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
+from jaxkd.losses.blocks import rowwise
 from jaxkd.losses.checks import Scalar, check_logits, check_mask, check_positive, keep
 from jaxkd.losses.logits import log_probabilities
 
 
+@rowwise
 def soft_cross_entropy(
     student: Float[Array, "*batch k"],
     probabilities: Float[Array, "..."],

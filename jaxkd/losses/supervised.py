@@ -7,6 +7,7 @@ the batch's value once per example, so that their mean is the published number.
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Float32, Integer, Num
 
+from jaxkd.losses.blocks import rowwise
 from jaxkd.losses.checks import (
     Scalar,
     check_fraction,
@@ -23,6 +25,7 @@ from jaxkd.losses.checks import (
     mean_per_example,
     sum_per_example,
 )
+from jaxkd.numerics import log_normalizer, pick
 
 Labels = Integer[Array, "..."] | Float[Array, "..."]
 
@@ -64,16 +67,21 @@ def cross_entropy(
     _check_labels(logits, labels)
     if where is not None:
         check_mask(where, logits.shape[:-1], of="these logits")
-    logits = logits.astype(jnp.float32)
     plain = isinstance(label_smoothing, int | float) and label_smoothing == 0
     if plain and _is_integer(labels):
-        values = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+        values = -_log_probability(logits, labels)
     else:
-        targets = _targets(labels, logits.shape[-1])
-        if not plain:
-            targets = optax.losses.smooth_labels(targets, label_smoothing)
-        values = optax.losses.softmax_cross_entropy(logits, targets)
+        values = _soft_cross_entropy(logits, labels, label_smoothing)
     return keep(values, where)
+
+
+@rowwise
+def _soft_cross_entropy(
+    logits: Float[Array, "*batch k"], labels: Labels, smoothing: Scalar
+) -> Float32[Array, "*batch"]:
+    targets = _targets(labels, logits.shape[-1])
+    targets = optax.losses.smooth_labels(targets, smoothing)
+    return optax.losses.softmax_cross_entropy(logits.astype(jnp.float32), targets)
 
 
 def focal(
@@ -112,16 +120,27 @@ def focal(
     _check_labels(logits, labels)
     if where is not None:
         check_mask(where, logits.shape[:-1], of="these logits")
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     if _is_integer(labels):
-        log_p = jnp.take_along_axis(log_p, labels[..., None], axis=-1)
-        targets = jnp.ones((), jnp.float32)
+        values = _focal_terms(_log_probability(logits, labels), gamma)
     else:
-        targets = labels.astype(jnp.float32)
+        values = _soft_focal(logits, labels, gamma)
+    return keep(values, where)
+
+
+@rowwise
+def _soft_focal(
+    logits: Float[Array, "*batch k"], labels: Labels, gamma: Scalar
+) -> Float32[Array, "*batch"]:
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    terms = labels.astype(jnp.float32) * _focal_terms(log_p, gamma)
+    return jnp.sum(terms, axis=-1)
+
+
+def _focal_terms(log_p: Float32[Array, "..."], gamma: Scalar) -> Float32[Array, "..."]:
     # A log-probability can round to just above 0, and a negative base would make a
     # fractional power NaN.
     miss = jnp.maximum(1.0 - jnp.exp(jax.lax.stop_gradient(log_p)), 0.0)
-    return keep(jnp.sum(-targets * miss**gamma * log_p, axis=-1), where)
+    return -(miss**gamma) * log_p
 
 
 def dice(
@@ -325,13 +344,39 @@ def _foreground_sums(
     """The sums of P Y and of P + Y over pixels and foreground classes."""
     _check_labels(logits, labels)
     _check_foreground(logits.shape[-1])
-    p = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[..., 1:]
-    y = _targets(labels, logits.shape[-1])[..., 1:]
     if where is not None:
         check_mask(where, logits.shape[:-1], of="these logits")
-        kept = jnp.broadcast_to(where[..., None], p.shape)
-        p, y = keep(p, kept), keep(y, kept)
-    return sum_per_example(p * y), sum_per_example(p + y)
+    if _is_integer(labels):
+        overlap, size = _foreground_of_classes(logits, labels)
+    else:
+        p = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[..., 1:]
+        y = labels.astype(jnp.float32)[..., 1:]
+        overlap, size = jnp.sum(p * y, axis=-1), jnp.sum(p + y, axis=-1)
+    return sum_per_example(keep(overlap, where)), sum_per_example(keep(size, where))
+
+
+def _foreground_of_classes(
+    logits: Float[Array, "*batch k"], labels: Labels
+) -> tuple[Float32[Array, "*batch"], Float32[Array, "*batch"]]:
+    """The sums of P Y and of P + Y of every pixel, without an array of either.
+
+    A label that is no class has Y = 0, as one-hot labels have.
+    """
+    foreground = (labels > 0) & (labels < logits.shape[-1])
+    own = jnp.where(foreground, labels, 0)
+    overlap = jnp.where(foreground, jnp.exp(_log_probability(logits, own)), 0.0)
+    background = _log_probability(logits, jnp.zeros_like(labels))
+    return overlap, -jnp.expm1(background) + foreground
+
+
+@functools.partial(rowwise, narrow_only=True)
+def _log_probability(
+    logits: Float[Array, "*batch k"], labels: Labels
+) -> Float32[Array, "*batch"]:
+    """The log-probability of the label; NaN for a label that is no class."""
+    logits = logits.astype(jnp.float32)
+    maximum, log_sum = log_normalizer(logits)
+    return (pick(logits, labels) - maximum) - log_sum
 
 
 def _dice_of(

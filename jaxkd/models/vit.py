@@ -18,6 +18,10 @@ row by row: N + 1 or N + 2 for N patches. Taps, for L blocks of width c:
 Logits are a linear layer of `pooled`. With a distillation token there are two such
 layers, for the class token and for the distillation token; their results are the taps
 `cls_logits` and `dist_logits`, the logits are the mean of both, and `head` is None.
+
+The outputs of `qkv` are ordered by head first and by query, key and value second (in
+timm it is the other way round). A part of its columns then holds whole heads, so that
+the blocks can be split over the mesh axis `model` (`VisionTransformer.partition`).
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxkd.layers import Outputs, bias_uniform, fan_in_uniform
+from jaxkd.layers import Outputs, Partition, bias_uniform, fan_in_uniform
 from jaxkd.models._options import (
     check_images,
     checked_classes,
@@ -45,6 +49,18 @@ Tokens = Float[Array, "batch tokens width"]
 
 # Widths of one head are 64.
 HEADS = {"tiny": 3, "small": 6, "base": 12}
+
+# Each device computes its heads and its hidden units: the layers before them are split
+# by outputs, those after them by inputs, and the results of the latter are summed over
+# the devices (Shoeybi et al., "Megatron-LM", 2019).
+_SPLIT = {
+    r"block\d+/attention/qkv/kernel": (None, "model"),
+    r"block\d+/attention/qkv/bias": ("model",),
+    r"block\d+/attention/project/kernel": ("model", None),
+    r"block\d+/hidden/kernel": (None, "model"),
+    r"block\d+/hidden/bias": ("model",),
+    r"block\d+/output/kernel": ("model", None),
+}
 
 # The published truncated normal is cut at 100 standard deviations: a plain one.
 _small_normal = nn.initializers.normal(0.02)
@@ -76,8 +92,8 @@ class SelfAttention(nn.Module):
         """Maps tokens `[b, n, c]` to tokens `[b, n, c]`."""
         batch, length, width = x.shape
         qkv = _dense(3 * width, dtype=self.dtype, name="qkv")(x)
-        qkv = qkv.reshape(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        qkv = qkv.reshape(batch, length, self.heads, 3, width // self.heads)
+        query, key, value = qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :]
         query = query * query.shape[-1] ** -0.5
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)
         weights = nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
@@ -172,6 +188,10 @@ class VisionTransformer(nn.Module):
         taps["dist_logits"] = second(tokens[:, 1].astype(jnp.float32))
         logits = (taps["cls_logits"] + taps["dist_logits"]) / 2
         return Outputs(logits=logits, taps=taps)
+
+    def partition(self) -> Partition:
+        """How the blocks are split over the mesh axis `model`."""
+        return Partition(rules=_SPLIT, units={"heads": self.heads})
 
     def _embed(self, images: Float[Array, "b h w c"]) -> Tokens:
         """The class token, the distillation token and the patches, with positions."""

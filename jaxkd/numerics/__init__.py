@@ -14,6 +14,7 @@ from jaxkd.numerics.quantize_affine import (
     affine_quantize,
 )
 from jaxkd.numerics.resize import resize_bilinear, resize_nearest
+from jaxkd.numerics.softmax import log_normalizer, pick
 
 __all__ = [
     "AffineQuantized",
@@ -24,6 +25,8 @@ __all__ = [
     "compress_labels",
     "kept_classes",
     "l2_normalize",
+    "log_normalizer",
+    "pick",
     "recover_labels",
     "resize_bilinear",
     "resize_nearest",

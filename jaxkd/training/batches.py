@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-
 from jaxkd.data import Source, pipeline
 from jaxkd.training.feeds import Feed, Resident, Streaming
 from jaxkd.training.setup import Setup
+from jaxkd.training.sharding import process_part
 from jaxkd.training.stage import Stage
 
 
@@ -28,6 +27,7 @@ def train_batches(setup: Setup, stage: Stage) -> Any:
     `stage.total_steps` batches, and a set that is used up begins anew.
     """
     data = setup.plan.data
+    part, parts = process_part(setup.mesh)
 
     def batches(source: Source, size: int, *, seed: int) -> pipeline.TrainBatches:
         rounds = -(-stage.total_steps // (len(source) // size))
@@ -37,8 +37,8 @@ def train_batches(setup: Setup, stage: Stage) -> Any:
             seed=seed,
             epochs=rounds,
             workers=data.workers,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=part,
+            process_count=parts,
         )
 
     crops = data.region_crops if data.regions is not None else 1

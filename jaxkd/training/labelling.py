@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,18 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from jaxkd.data import Source, pipeline
+from jaxkd.data.target_writer import TargetsWriter
 from jaxkd.data.targets import (
     MANIFEST,
     Manifest,
     Targets,
-    TargetsWriter,
     open_targets,
     read_manifest,
 )
 from jaxkd.training import loop, sharding
 from jaxkd.training.network import Variables
 from jaxkd.training.paths import path_name
+from jaxkd.training.placement import place
 from jaxkd.training.region_labelling import verify_regions, write_region_labels
 from jaxkd.training.schema import ConfigError, at
 from jaxkd.training.setup import Setup
@@ -118,7 +119,6 @@ def _write_or_check(
         for teacher in stage.teachers
     }
     teachers = teachers_identity(setup, stage, variables.__getitem__)
-    given = tuple(variables[teacher.name] for teacher in stage.teachers)
     names = ", ".join(variables)
     there = (folder / MANIFEST).exists()
     if there:
@@ -128,14 +128,14 @@ def _write_or_check(
     else:
         whole = {**identity(setup, stage), "teachers": teachers}
         with at(f"config.stages.{stage.name}.targets"):
-            _write(setup, stage, given, folder, whole, stop)
+            _write(setup, stage, variables, folder, whole, stop)
     if stage.stored is None:
-        verified = verify_regions(setup, stage, given, folder)
+        verified = verify_regions(setup, stage, variables, folder)
     else:
         targets = open_targets(folder)
         if there:
             targets.check_files()
-        verified = verify(setup, stage, given, targets)
+        verified = verify(setup, stage, variables, targets)
     if verified.excess > 1:
         raise TargetsDiffer(
             f"{folder}: {verified.where} differs by {verified.error:.3g} from what "
@@ -157,7 +157,7 @@ def _before(setup: Setup, stage: Stage) -> set[str]:
 def _write(
     setup: Setup,
     stage: Stage,
-    variables: tuple[Variables, ...],
+    variables: Mapping[str, Variables],
     folder: Path,
     identity: dict[str, Any],
     stop: StopSignal,
@@ -170,12 +170,12 @@ def _write(
 
 def _describe(manifest: Manifest) -> str:
     """What a folder holds, in words."""
-    stored = manifest.records * manifest.views
-    files = len(manifest.shards)
+    stored, files = manifest.records * manifest.views, len(manifest.shards)
+    each = manifest.record_bytes or round(manifest.nbytes / stored)
     return (
         f"{stored} answers ({manifest.views} for each of {manifest.records} records, "
-        f"{manifest.nbytes / stored:.0f} bytes each, {manifest.nbytes / 2**20:.3g} MiB "
-        f"in {files} file{'s' * (files > 1)})"
+        f"{each} bytes each, {manifest.nbytes / 2**20:.3g} MiB in {files} "
+        f"file{'s' * (files > 1)})"
     )
 
 
@@ -194,11 +194,13 @@ class Answers:
 
 
 def make_answers(
-    setup: Setup, stage: Stage, variables: tuple[Variables, ...]
+    setup: Setup, stage: Stage, variables: Mapping[str, Variables]
 ) -> Answers:
     """Compiles the teachers of a stage behind the stage's own augmentation."""
     stored, key = _stored(stage), stage.augmentation_key(setup.seeds.keys())
     augment, num_classes = setup.plan.data.augment, stage.data.num_classes
+    # Where they would be if they ran in every step.
+    placed, on_mesh = place(setup, dataclasses.replace(stage, stored=None), variables)
 
     @jax.jit
     def answer(
@@ -210,14 +212,14 @@ def make_answers(
         seen = augment.train(batch, key=key, epoch=view, num_classes=num_classes)
         outputs = [
             teacher.apply(v, seen["image"], train=False, key=None)[0]
-            for teacher, v in zip(stage.teachers, variables, strict=True)
+            for teacher, v in zip(placed.teachers, variables, strict=True)
         ]
         return stored.answers(outputs)
 
     def ask(batch: pipeline.Batch, view: int) -> dict[str, jax.Array]:
         given = {name: batch[name] for name in ("image", "label", "index")}
         on_devices = sharding.put_batch(given, setup.mesh)
-        return answer(variables, on_devices, key, np.int32(view))
+        return answer(on_mesh, on_devices, key, np.int32(view))
 
     return Answers(ask, jax.jit(stored.encode))
 
@@ -253,7 +255,7 @@ class _Views:
 def write_views(
     setup: Setup,
     stage: Stage,
-    variables: tuple[Variables, ...],
+    variables: Mapping[str, Variables],
     folder: Path,
     identity: dict[str, Any],
     *,
@@ -339,7 +341,7 @@ def write_views(
 def verify(
     setup: Setup,
     stage: Stage,
-    variables: tuple[Variables, ...],
+    variables: Mapping[str, Variables],
     targets: Targets,
     *,
     seed: int = 0,
@@ -366,8 +368,8 @@ def verify(
         for name, codec in stored.codecs.items():
             live = np.asarray(fresh[name])[: len(rows)]
             error, allowed = codec.deviation(packed(kept, name), live)
-            flat = np.abs(live).reshape(len(live), -1)
-            allowed = allowed + slack(setup) * np.maximum(flat.max(-1), 1.0)
+            # Other programs round otherwise, beside the largest numbers of a batch.
+            allowed = allowed + slack(setup) * max(float(np.abs(live).max()), 1e-6)
             found = found.worse(name, error, allowed)
         found = dataclasses.replace(found, records=found.records + len(rows))
     return found

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxkd.distill.method import Inputs, Method, Terms
 from jaxkd.layers import Outputs
 from jaxkd.layers.partition import Partition
 from jaxkd.training.feeds import device_memory
 from jaxkd.training.network import Network, Variables
+from jaxkd.training.setup import Setup
 from jaxkd.training.sharding import MODEL_AXIS, model_splits, state_sharding
+from jaxkd.training.stage import Stage
+from jaxkd.training.state import TrainState
 
 # The share of a device's memory up to which "auto" keeps teachers whole on it. Weights
 # that are only read have no gradients and no moments, and gathering them costs time at
@@ -87,6 +91,52 @@ def bytes_per_device(tree: Any, shardings: Any) -> int:
     return sum(jax.tree.leaves(jax.tree.map(one, tree, shardings)))
 
 
+def place(
+    setup: Setup, stage: Stage, variables: Mapping[str, Variables]
+) -> tuple[Stage, tuple[Variables, ...]]:
+    """Makes a stage ready for its mesh.
+
+    Args:
+      setup: the run.
+      stage: the stage.
+      variables: of its teachers, at least.
+
+    Returns:
+      The stage with networks and a method that gather what is split over `fsdp`; and
+      the variables of its live teachers, where `MeshPlan.teacher` wants them.
+    """
+    state = learner_sharding(setup, stage)
+    live = tuple(variables[teacher.name] for teacher in stage.live_teachers)
+    shardings = teacher_sharding(
+        jax.eval_shape(lambda v: setup.seeds.each(v)[0], live),
+        setup.mesh,
+        mode=setup.plan.mesh.teacher,
+        min_size=setup.plan.mesh.fsdp_min_size,
+        partitions=[teacher.partition for teacher in stage.live_teachers],
+    )
+    pairs = zip(stage.live_teachers, shardings, strict=True)
+    teachers = tuple(gathering(teacher, s["params"]) for teacher, s in pairs)
+    placed = dataclasses.replace(
+        stage,
+        student=gathering(stage.student, state.params["network"]),
+        method=_gathering_method(stage.method, state.params["method"]),
+        teachers=teachers or stage.teachers,
+    )
+    return placed, jax.device_put(live, setup.seeds.lift_sharding(shardings))
+
+
+def learner_sharding(setup: Setup, stage: Stage) -> TrainState:
+    """The tree of shardings for the state of a stage, for one seed."""
+    shapes = jax.eval_shape(stage.init_state, jax.random.key(0))
+    network = shapes.params["network"]
+    return state_sharding(
+        shapes,
+        setup.mesh,
+        min_size=setup.plan.mesh.fsdp_min_size,
+        splits=model_splits(network, stage.student.partition, setup.mesh),
+    )
+
+
 def gathering(network: Network, shardings: Any) -> Network:
     """The network, which gathers its split parameters before it uses them.
 
@@ -94,7 +144,7 @@ def gathering(network: Network, shardings: Any) -> Network:
       network: the network.
       shardings: of its `"params"`, as they are stored.
     """
-    if all(s == _gathered(s) for s in jax.tree.leaves(shardings)):
+    if _is_whole(shardings):
         return network
 
     def apply(
@@ -111,10 +161,25 @@ def gathering(network: Network, shardings: Any) -> Network:
     return dataclasses.replace(network, apply=apply, freeze_norms=None)
 
 
+def _gathering_method(method: Method, shardings: Any) -> Method:
+    """The method, which gathers its split parameters before it uses them."""
+    if _is_whole(shardings):
+        return method
+
+    def terms(params: Any, memory: Any, inputs: Inputs) -> tuple[Terms, Any]:
+        return method.terms(jax.tree.map(_gather, params, shardings), memory, inputs)
+
+    return dataclasses.replace(method, terms=terms)
+
+
+def _is_whole(shardings: Any) -> bool:
+    return all(s == _gathered(s) for s in jax.tree.leaves(shardings))
+
+
 def _gathered(sharding: NamedSharding) -> NamedSharding:
-    """The sharding without all axes but `model`, which computes on its parts."""
-    spec = (axis if axis == MODEL_AXIS else None for axis in sharding.spec)
-    return NamedSharding(sharding.mesh, P(*spec))
+    """The sharding over `model` alone, which computes on its parts."""
+    spec = [axis if axis == MODEL_AXIS else None for axis in sharding.spec]
+    return NamedSharding(sharding.mesh, P(*spec) if any(spec) else P())
 
 
 def _gather(x: jax.Array, stored: NamedSharding) -> jax.Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxkd.data.regions import Regions, read_regions, store_regions, write_regio
 from jaxkd.data.targets import Manifest, describe_file, write_manifest
 from jaxkd.training.network import Variables
 from jaxkd.training.setup import Setup
+from jaxkd.training.sharding import replicated
 from jaxkd.training.stage import Stage
 from jaxkd.training.target_files import REGIONS, Verified, slack
 
@@ -23,7 +24,7 @@ _CROPS_PER_CALL, _SAMPLE = 50, 8
 def write_region_labels(
     setup: Setup,
     stage: Stage,
-    variables: tuple[Variables, ...],
+    variables: Mapping[str, Variables],
     folder: Path,
     identity: dict[str, Any],
 ) -> None:
@@ -50,7 +51,7 @@ def write_region_labels(
 def verify_regions(
     setup: Setup,
     stage: Stage,
-    variables: tuple[Variables, ...],
+    variables: Mapping[str, Variables],
     folder: Path,
     *,
     seed: int = 0,
@@ -80,7 +81,7 @@ def verify_regions(
 def _label(
     setup: Setup,
     stage: Stage,
-    variables: tuple[Variables, ...],
+    variables: Mapping[str, Variables],
     records: Sequence[int] | None,
 ) -> Regions:
     plan = stage.plan.targets
@@ -100,10 +101,11 @@ def _label(
 
 
 def _predict(
-    setup: Setup, stage: Stage, variables: tuple[Variables, ...]
+    setup: Setup, stage: Stage, variables: Mapping[str, Variables]
 ) -> Callable[[jax.Array], jax.Array]:
     """From crops, as the source delivers images, to the teacher's logits."""
-    (teacher,), (own,) = stage.teachers, variables
+    (teacher,) = stage.teachers
+    own = jax.device_put(variables[teacher.name], replicated(setup.mesh))
 
     def predict(crops: jax.Array) -> jax.Array:
         labels = jnp.zeros(len(crops), jnp.int32)

@@ -23,6 +23,7 @@ from jaxkd.training.dispatch import Programs, make_dispatch, stack_items
 from jaxkd.training.evaluation import Evaluation, NotFinite
 from jaxkd.training.feeds import Feed
 from jaxkd.training.network import Network, Variables
+from jaxkd.training.placement import learner_sharding, place
 from jaxkd.training.progress import Clock, Meter, TrainingFailed, teacher_share
 from jaxkd.training.schema import ConfigError
 from jaxkd.training.seeds import mean_of
@@ -79,12 +80,13 @@ class StageRunner:
 
         # ------------------------------------------------------------- shardings
         abstract, shardings = abstract_state(setup, stage)
+        placed, teachers = place(setup, stage, variables)
 
         # ------------------------------------------------------------------ step
         programs = Programs(
             name=stage.name,
             dispatch=make_dispatch(
-                setup.seeds.lift(stage.train_step(setup.augmentation)), feed
+                setup.seeds.lift(placed.train_step(setup.augmentation)), feed
             ),
             state_shardings=shardings,
             metrics_sharding=sharding.replicated(setup.mesh),
@@ -111,7 +113,6 @@ class StageRunner:
             self.writer.rewind(stage.name, first_step, finished=finished)
 
             # -------------------------------------------------------------- loop
-            teachers = tuple(variables[t.name] for t in stage.live_teachers)
             loop = _Loop(self, feed, iterator, programs, checkpoints, clock)
             state = loop.run(state, teachers, first_step)
 
@@ -389,14 +390,8 @@ class _Profiler(contextlib.AbstractContextManager):
 
 def abstract_state(setup: Setup, stage: Stage) -> tuple[TrainState, TrainState]:
     """Shapes of a stage's state with shardings, and the shardings alone."""
-    shapes = jax.eval_shape(stage.init_state, jax.random.key(0))
-    shardings = setup.seeds.lift_sharding(
-        sharding.state_sharding(
-            shapes, setup.mesh, min_size=setup.plan.mesh.fsdp_min_size
-        )
-    )
-    if setup.seeds.several:
-        shapes = jax.eval_shape(setup.seeds.lift(stage.init_state), setup.seeds.keys())
+    shardings = setup.seeds.lift_sharding(learner_sharding(setup, stage))
+    shapes = jax.eval_shape(setup.seeds.lift(stage.init_state), setup.seeds.keys())
     return abstract_like(shapes, shardings), shardings
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from jax.sharding import Mesh
 from jaxkd import data
 from jaxkd.analysis.costs import Costs
 from jaxkd.data import Source
+from jaxkd.data.fingerprint import source_fingerprint
 from jaxkd.data.regions import (
     RegionAugmentation,
     RegionSource,
@@ -88,6 +90,11 @@ class Setup:
             size=(height, width),
             label_format=self.train.regions.label_format,
         )
+
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells the training records from others; reads many of them."""
+        return source_fingerprint(self.train)
 
     @property
     def eval_batch_size(self) -> int:

@@ -116,9 +116,10 @@ def process_part(mesh: Mesh) -> tuple[int, int]:
         rows.setdefault(device.process_index, set()).add(row.start or 0)
     distinct = sorted({tuple(sorted(r)) for r in rows.values()})
     if sum(map(len, distinct)) != parts or len({len(r) for r in distinct}) > 1:
+        axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
         raise ValueError(
-            f"{MODEL_AXIS} {mesh.shape[MODEL_AXIS]} goes across processes unevenly; "
-            "take a divisor or a multiple of the devices of one process"
+            f"{axes} would give processes unequal or overlapping parts of a batch; take "
+            f"{MODEL_AXIS} from the divisors or the multiples of a process's devices"
         )
     own = tuple(sorted(rows[jax.process_index()]))
     return distinct.index(own), len(distinct)

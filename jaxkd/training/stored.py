@@ -9,7 +9,9 @@ teachers saw.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -137,7 +139,9 @@ class StoredTeachers:
         Returns:
           For each teacher its logits and its stored taps, in float32.
         """
-        logits, taps = {}, {i: {} for i in range(len(self.teachers))}
+        # In depth order, which jax.tree keeps for this type alone.
+        taps = {i: collections.OrderedDict() for i in range(len(self.teachers))}
+        logits = {}
         for name, codec in self.codecs.items():
             teacher, tap = _parse(name)
             value = codec.decode(packed(batch, name))
@@ -249,9 +253,15 @@ def store_teachers(
                 f"{here}.taps: no teacher has a tap {tap!r}; there are "
                 f"{', '.join(sorted(known)) or 'none'}"
             )
-    reads = teacher_reads(
-        method, student=student, teachers=teachers, data=data, input_shape=input_shape
+    look = functools.partial(
+        teacher_reads,
+        method,
+        student=student,
+        teachers=teachers,
+        data=data,
+        input_shape=input_shape,
     )
+    reads = look()
     missing = [
         tap
         for teacher, read in zip(teachers, reads, strict=True)
@@ -263,6 +273,14 @@ def store_teachers(
             f"{here}.taps: the method reads {', '.join(dict.fromkeys(missing))} of "
             f"its teachers and {', '.join(plan.taps) or 'none'} stored; add what is "
             "missing"
+        )
+    # Methods may choose among the taps that are there.
+    with at(f"{here}.taps"):
+        same = reads == look(taps=plan.taps)
+    if not same:
+        raise ConfigError(
+            f"{here}.taps: with {', '.join(plan.taps)} alone the method would read "
+            "other taps than with live teachers; name its taps in the method's options"
         )
     stored = StoredTeachers(
         plan=plan,
@@ -298,7 +316,7 @@ def _check_regions(
     if "target" in entries:
         raise ConfigError(f"{here}.regions: {_UNKEYED['target']}; leave it out")
     with at(f"{here}.label_format"):
-        kept_classes(plan.label_format, logits[-1])
+        kept_classes(plan.label_format, teachers[0].spec.num_classes)
 
 
 def teacher_reads(
@@ -308,6 +326,7 @@ def teacher_reads(
     teachers: Sequence[Network],
     data: DataSpec,
     input_shape: Sequence[int],
+    taps: Collection[str] | None = None,
 ) -> tuple[frozenset[str], ...]:
     """What a method reads of its teachers' outputs, by abstract evaluation.
 
@@ -317,6 +336,7 @@ def teacher_reads(
       teachers: the networks it learns from.
       data: what the method is told of the data.
       input_shape: `(height, width, channels)` of the images.
+      taps: those that the teachers' outputs have; None for all.
 
     Returns:
       For each teacher, paths such as `"logits"`, `"taps/stage1"`, `"head/kernel"`.
@@ -342,6 +362,15 @@ def teacher_reads(
     labels = jax.ShapeDtypeStruct((data.batch_size, *dense), jnp.int32)
     params, memory = jax.eval_shape(lambda k: method.init(k, specs), key)
     outputs = tuple(run(t, False) for t in teachers)
+    if taps is not None:
+        outputs = tuple(
+            o.replace(
+                taps=collections.OrderedDict(
+                    (name, tap) for name, tap in o.taps.items() if name in taps
+                )
+            )
+            for o in outputs
+        )
 
     def terms(teachers: Any, student: Any, others: Any) -> Any:
         params, memory, batch, key, (step, epoch) = others

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxkd
-from jaxkd.data.fingerprint import source_fingerprint, tree_fingerprint
+from jaxkd.data.fingerprint import tree_fingerprint
+from jaxkd.data.source import DamagedFileError
 from jaxkd.data.targets import MANIFEST, Manifest, Targets, open_targets, read_manifest
 from jaxkd.training import sharding
 from jaxkd.training.config import differences, jsonable
@@ -42,15 +43,16 @@ def identity(setup: Setup, stage: Stage) -> dict[str, Any]:
     """All that a stage's targets depend on, but for the teachers, as plain JSON."""
     plan = stage.plan.targets
     assert plan is not None
+    targets = dataclasses.asdict(plan)
     # Where they lie and in how large pieces does not matter.
-    targets = dataclasses.replace(plan, path=None, shard_mebibytes=1)
+    del targets["path"], targets["shard_mebibytes"]
     key = stage.augmentation_key(setup.seeds.keys())
     return jsonable(
         {
             "code_version": jaxkd.__version__,
-            "data": source_fingerprint(setup.train),
+            "data": setup.fingerprint,
             "augment": dataclasses.asdict(setup.plan.data.augment),
-            "targets": dataclasses.asdict(targets),
+            "targets": targets,
             "precision": setup.plan.precision,
             # Tells seeds, stages and kinds of random numbers apart.
             "draws": np.asarray(jax.random.bits(key, (2,))).tolist(),
@@ -155,12 +157,12 @@ class StageTargets:
     """What a stage reads instead of running its teachers.
 
     Attributes:
-      targets: the files, to be given to `pipeline.train_batches` as `extra`.
+      files: to be given to `pipeline.train_batches` as `extra`.
       constants: what takes the place of the teachers' variables in a step, on all
         devices.
     """
 
-    targets: Targets
+    files: Targets
     constants: tuple[Variables, ...]
 
 
@@ -185,6 +187,10 @@ def load_targets(
     targets = open_targets(folder)
     teachers = {_TEACHERS: teachers_identity(setup, stage, load)}
     check_identity(stage, folder, targets.manifest, teachers)
+    if targets.manifest.fields != stage.stored.fields:
+        raise DamagedFileError(
+            folder / MANIFEST, "its fields are not those of its identity"
+        )
     arrays = targets.constants()
     constants = jax.tree.map_with_path(
         lambda path, _: arrays[path_name(path)],
@@ -197,7 +203,7 @@ def load_targets(
 def constants_of(
     stage: Stage,
     stored: StoredTeachers,
-    variables: tuple[Variables, ...] | None = None,
+    variables: Mapping[str, Variables] | None = None,
 ) -> tuple[Variables, ...]:
     """What the teachers of a stage have that is the same for all images.
 
@@ -217,7 +223,7 @@ def constants_of(
         )
 
     if variables is not None:
-        return jax.jit(outputs)(variables)
+        return jax.jit(outputs)(tuple(variables[t.name] for t in stage.teachers))
     key = jax.eval_shape(jax.random.key, 0)
     abstract = tuple(jax.eval_shape(t.init, key) for t in stage.teachers)
     return jax.eval_shape(outputs, abstract)

@@ -162,7 +162,8 @@ class Workdir:
         """Checks that the folder is this plan's, or that nothing began in it yet.
 
         Settings that leave the training numbers as they are may differ: where the
-        data lie and who reads them, logging, checkpointing and the mesh.
+        data lie and who reads them, logging, checkpointing and the mesh. So may the
+        stored targets of stages that did not begin.
 
         Args:
           plan: the plan of the command.
@@ -177,7 +178,7 @@ class Workdir:
             return
         old = self._read(file, "config")["config"]
         new = jsonable(dataclasses.asdict(plan))
-        keys = (*_FREE, *free)
+        keys = (*_FREE, *self._free_targets(plan), *free)
         changes = differences(_without(old, keys), _without(new, keys))
         if changes:
             shown = "; ".join(changes[:4]) + ("; ..." if len(changes) > 4 else "")
@@ -228,6 +229,15 @@ class Workdir:
         stages = [s["name"] for s in self.summary().get("stages", ())]
         saved = self.path.glob("checkpoints/*/[0-9]*")
         return stages, sorted(f"{p.parent.name}/{p.name}" for p in saved)
+
+    def _free_targets(self, plan: Plan) -> list[str]:
+        """What may change of stored targets: all, or where they lie."""
+        keys = []
+        for name in plan.stages:
+            begun = any(self.checkpoints(name).glob("[0-9]*"))
+            parts = (".path", ".shard_mebibytes") if begun else ("",)
+            keys += [f"stages.{name}.targets{part}" for part in parts]
+        return keys
 
     def _has_results(self) -> bool:
         """Whether a stage was begun: whether a checkpoint or a summary is there."""

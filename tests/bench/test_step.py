@@ -1,83 +1,62 @@
-"""bench/step.py: what it prints, how the sides take turns, what it refuses."""
+"""bench/step.py: what it prints, what is compared, what it refuses."""
 
-import importlib.util
 import json
 import math
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "bench" / "step.py"
 TINY = (
-    "--teacher=resnet14 --student=resnet8 --batch-size=4 --image-size=8 "
-    "--steps=1 --rounds=2 --threads=1"
+    "--teacher=resnet8 --student=resnet8 --batch-size=4 --image-size=8 "
+    "--steps=2 --rounds=2 --threads=1"
 ).split()
 KEYS = {
     "benchmark",
     "ratio",
+    "ratios",
     "jax_images_per_second",
     "torch_images_per_second",
+    "sides",
+    "flops_per_step",
+    "ceiling_flops_per_second",
     "threads",
     "device",
     "load",
     "versions",
     "rounds",
     "steps",
+    "steps_per_call",
     "teacher",
     "student",
     "parameters",
     "batch_size",
     "image_size",
+    "classes",
     "dtype",
-    "jax_rounds",
-    "torch_rounds",
 }
 
 
 @pytest.fixture(scope="module")
-def step():
-    spec = importlib.util.spec_from_file_location("bench_step", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def step(script):
+    return script("step")
 
 
-def run(*arguments, prelude=""):
-    """Runs the script as a user would, in a process with one JAX device."""
-    code = f"import runpy, sys\n{prelude}\n" + (
-        f"sys.argv = [{str(SCRIPT)!r}, *{list(arguments)!r}]\n"
-        f"sys.path[0] = {str(SCRIPT.parent)!r}\n"
-        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=environment,
-    )
-
-
-def test_jaxkd_alone_prints_one_json_line_with_the_promised_keys():
-    done = run("--peer=none", *TINY)
+def test_jaxkd_alone_prints_one_json_line_with_the_promised_keys(run_script):
+    done = run_script("step.py", "--peer=none", "--steps-per-call=2", *TINY)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     result = json.loads(line)
     assert result.keys() == KEYS
-    assert result["ratio"] is None
+    assert result["ratio"] is None and result["ratios"] == {}
     assert result["torch_images_per_second"] is None
-    assert result["jax_images_per_second"] > 0
-    assert len(result["jax_rounds"]) == result["rounds"] == 2
+    assert result["jax_images_per_second"] == result["sides"]["jax"]["median"] > 0
+    assert len(result["sides"]["jax"]["rounds"]) == result["rounds"] == 2
+    assert result["sides"]["jax"]["ceiling_share"] > 0
+    assert result["flops_per_step"] > 0
     assert result["threads"] == 1
     assert result["device"].startswith("cpu")
     assert {"python", "jaxkd", "jax", "flax"} <= result["versions"].keys()
     assert result["parameters"] == {
-        "teacher": cifar_resnet_parameters(14, (16, 16, 32, 64), classes=100),
+        "teacher": cifar_resnet_parameters(8, (16, 16, 32, 64), classes=100),
         "student": cifar_resnet_parameters(8, (16, 16, 32, 64), classes=100),
     }
 
@@ -95,11 +74,12 @@ def cifar_resnet_parameters(depth, channels, *, classes):
     return total + before * classes + classes
 
 
-def test_missing_torch_ends_in_one_line_that_names_the_extra():
-    done = run(*TINY, prelude="sys.modules['torch'] = None")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
+def test_missing_torch_ends_in_one_line_that_names_the_extra(step, capsys, monkeypatch):
+    monkeypatch.setitem(step.sys.modules, "torch", None)
+    assert step.main(TINY) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
     assert "pip install 'jaxkd[bench]'" in line
 
 
@@ -107,98 +87,88 @@ def test_missing_torch_ends_in_one_line_that_names_the_extra():
     ("argument", "message"),
     [
         ("--rounds=0", "--rounds must be at least 1"),
+        ("--batch-size=0", "--batch-size must be at least 1"),
         ("--threads=9999", "may use"),
-        ("--peer=tensorflow", "invalid choice"),
+        ("--peer=tensorflow", "no peer 'tensorflow'"),
+        ("--precision=float16", "invalid choice"),
+        ("--steps-per-call=2", "does not divide --steps 3"),
+        ("--student=resnet9", "no network 'resnet9'"),
     ],
 )
-def test_impossible_options_exit_with_status_2(step, capsys, argument, message):
-    with pytest.raises(SystemExit, match="2"):
-        step.main([argument])
-    assert message in capsys.readouterr().err
-
-
-def test_an_unknown_network_ends_in_one_line_with_the_known_ones(step, capsys):
-    assert step.main(["--peer=none", "--student=resnet9"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "no network 'resnet9'" in line
-    assert "resnet8x4" in line
-
-
-class FakeClock:
-    """A clock that a fake side moves on."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-def fake_side(step, clock, log, name, seconds, *, parameters=None, loss=1.0):
-    def run(steps):
-        log.append((name, steps))
-        clock.now += steps * seconds
-        return loss
-
-    return step.Side(run, parameters or {"teacher": 2, "student": 1})
-
-
-def test_sides_take_turns_and_only_the_asked_steps_are_timed(step):
-    clock, log = FakeClock(), []
-    sides = {
-        "jax": fake_side(step, clock, log, "jax", 0.5),
-        "torch": fake_side(step, clock, log, "torch", 0.25),
-    }
-    rates = step.measure(sides, batch_size=8, steps=3, rounds=2, clock=clock)
-    assert rates == {"jax": [16.0, 16.0], "torch": [32.0, 32.0]}
-    one_round = [("jax", 1), ("jax", 3), ("torch", 1), ("torch", 3)]
-    assert log == [("jax", 1), ("torch", 1), *one_round, *one_round]
+def test_impossible_options_end_with_status_2_and_one_line(
+    step, capsys, argument, message
+):
+    peer = [] if argument.startswith("--peer") else ["--peer=none"]
+    assert step.main([*peer, argument]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert message in said.err.splitlines()[-1]
 
 
 def test_the_ratio_is_jaxkd_over_torch_of_medians(step):
-    options = step.parse(["--rounds=3"])
-    rates = {"jax": [10.0, 30.0, 20.0], "torch": [40.0, 41.0, 900.0]}
-    result = step.summarise(options, rates, {"teacher": 2, "student": 1}, 0.25)
-    assert result["load"] == 0.25
+    options = step.parse(["--rounds=3", "--batch-size=10", "--peer=torch,torch_graphs"])
+    rates = {
+        "jax": [10.0, 30.0, 20.0],
+        "torch": [40.0, 41.0, 900.0],
+        "torch_graphs": [10.0, 10.0, 10.0],
+    }
+    result = step.summarise(
+        options,
+        rates,
+        parameters={"teacher": 2, "student": 1},
+        flops_per_step=100.0,
+        ceiling=1000.0,
+        load=0.25,
+    )
     assert result.keys() == KEYS
+    assert result["load"] == 0.25
     assert result["jax_images_per_second"] == 20.0
     assert result["torch_images_per_second"] == 41.0
     assert math.isclose(result["ratio"], 20 / 41, abs_tol=1e-4)
+    assert result["ratios"] == {"torch": result["ratio"], "torch_graphs": 2.0}
+    # Two steps of ten images in a second.
+    assert result["sides"]["jax"]["flops_per_second"] == 200.0
+    assert result["sides"]["jax"]["ceiling_share"] == 0.2
 
 
 def test_networks_of_different_sizes_are_refused(step):
-    clock, log = FakeClock(), []
-    sides = {
-        "jax": fake_side(step, clock, log, "jax", 1.0),
-        "torch": fake_side(
-            step, clock, log, "torch", 1.0, parameters={"teacher": 2, "student": 3}
-        ),
-    }
+    same = {"teacher": 2, "student": 1}
+    step.check_parameters({"jax": same, "torch": dict(same)})
     with pytest.raises(ValueError, match="networks differ"):
-        step.measure(sides, batch_size=8, steps=1, rounds=1, clock=clock)
-    assert log == []
+        step.check_parameters({"jax": same, "torch": {"teacher": 2, "student": 3}})
 
 
-def test_a_loss_that_is_not_finite_stops_the_measurement(step):
-    clock, log = FakeClock(), []
-    side = fake_side(step, clock, log, "jax", 1.0, loss=math.nan)
-    with pytest.raises(FloatingPointError, match="jax: the loss is nan"):
-        step.measure({"jax": side}, batch_size=8, steps=1, rounds=1, clock=clock)
-
-
-def test_the_default_is_the_published_pair_at_batch_64(step):
+def test_a_pair_sets_what_no_option_says(step):
     options = step.parse([])
     assert (options.teacher, options.student) == ("resnet32x4", "resnet8x4")
-    assert (options.batch_size, options.image_size) == (64, 32)
-    assert options.peer == "torch"
+    assert (options.batch_size, options.image_size, options.classes) == (64, 32, 100)
+    assert (options.peers, options.precision) == (("torch",), "float32")
+    assert (options.steps, options.steps_per_call) == (3, 1)
+    large = step.parse(["--pair=imagenet", "--device=gpu", "--batch-size=32"])
+    assert (large.teacher, large.student) == ("resnet50", "resnet18")
+    assert (large.batch_size, large.image_size, large.classes) == (32, 224, 1000)
+    assert large.peers == ("torch", "torch_compile", "torch_graphs")
 
 
 @pytest.mark.slow
-def test_both_sides_train_networks_of_equal_size_in_one_run():
+def test_both_sides_train_networks_of_equal_size_in_one_run(run_script):
     pytest.importorskip("torch")
-    done = run(*TINY)
+    done = run_script("step.py", *TINY)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     result = json.loads(line)
     assert result["ratio"] > 0
-    assert len(result["torch_rounds"]) == len(result["jax_rounds"]) == 2
+    sides = result["sides"]
+    assert len(sides["torch"]["rounds"]) == len(sides["jax"]["rounds"]) == 2
+
+
+@pytest.mark.slow
+def test_torch_computes_in_mixed_precision_and_on_large_images(run_script):
+    pytest.importorskip("torch")
+    done = run_script(
+        "step.py",
+        *("--pair=imagenet", "--teacher=resnet18", "--image-size=32", "--batch-size=2"),
+        *("--steps=1", "--rounds=1", "--precision=bfloat16", "--classes=5"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ratios"]["torch"] > 0

@@ -318,3 +318,32 @@ def test_records_of_different_shapes_are_named():
 
     with pytest.raises(ValueError, match="record 2 has image of shape .* image_size"):
         list(eval_batches(Ragged(make_source(4)), batch_size=4))
+
+
+class _Extra:
+    """Entries that tell who asked for them; picklable, for workers."""
+
+    def __call__(self, epoch, indices):
+        return {"epoch": np.full(len(indices), epoch), "asked": indices.copy()}
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_further_entries_are_those_of_the_epoch_and_of_the_process(process):
+    batches = train_batches(
+        make_source(10),
+        batch_size=4,
+        seed=2,
+        epochs=3,
+        process_index=process,
+        process_count=2,
+        extra=_Extra(),
+    )
+    plain = train_batches(make_source(10), batch_size=4, seed=2, epochs=3)
+    for step in range(len(batches)):
+        batch, numbers = batches[step], batches.numbers(step)
+        rows = plain[step]["index"][2 * process : 2 * process + 2]
+        np.testing.assert_array_equal(batch["asked"], rows)
+        assert batch["epoch"].tolist() == [step // 2] * 2
+        assert batch["image"][:, 0, 0, 0].tolist() == rows.tolist()
+        assert numbers.keys() == {"index", "epoch", "asked"}
+        np.testing.assert_array_equal(numbers["asked"], rows)

@@ -98,14 +98,13 @@ def slow_linear(p, x):
 def slow_attention(p, x, heads):
     """One example, one head at a time."""
     width = x.shape[-1] // heads
-    query, key, value = np.split(slow_linear(p["qkv"], x), 3, axis=-1)
     out = []
-    for head in range(heads):
-        part = slice(head * width, (head + 1) * width)
-        scores = query[:, part] @ key[:, part].T / math.sqrt(width)
+    for head in np.split(slow_linear(p["qkv"], x), heads, axis=-1):
+        query, key, value = np.split(head, 3, axis=-1)
+        scores = query @ key.T / math.sqrt(width)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
-        out.append(weights @ value[:, part])
+        out.append(weights @ value)
     return slow_linear(p["project"], np.concatenate(out, axis=-1))
 
 

@@ -1,5 +1,6 @@
 """Checkpoints on real disks: everything comes back, sharded as asked."""
 
+import json
 import shutil
 
 import jax
@@ -7,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from jaxkd import data
+from jaxkd.layers import Partition
 from jaxkd.training import sharding
 from jaxkd.training.checkpoints import CheckpointError, Checkpoints, abstract_like
 
@@ -48,11 +51,17 @@ def _state(scale=1.0):
     }
 
 
-def _abstract(mesh, min_size=8):
+RULES = Partition(rules={"kernel": (None, "model")}, units={})
+
+
+def _shardings(mesh, min_size=8):
     shapes = jax.eval_shape(_state)
-    return abstract_like(
-        shapes, sharding.state_sharding(shapes, mesh, min_size=min_size)
-    )
+    splits = sharding.model_splits(shapes["params"], RULES, mesh)
+    return sharding.state_sharding(shapes, mesh, min_size=min_size, splits=splits)
+
+
+def _abstract(mesh):
+    return abstract_like(jax.eval_shape(_state), _shardings(mesh))
 
 
 def _equal(a, b):
@@ -88,23 +97,42 @@ def test_state_iterator_and_record_come_back(tmp_path):
     fresh.close()
 
 
-def test_a_state_of_eight_devices_is_read_onto_two(tmp_path):
-    wide = sharding.make_mesh(data=2, fsdp=4)
-    shapes = jax.eval_shape(_state)
-    state = jax.jit(
-        _state, out_shardings=sharding.state_sharding(shapes, wide, min_size=8)
-    )()
-    assert not state["params"]["kernel"].sharding.is_fully_replicated
+def test_a_state_goes_from_mesh_to_mesh(tmp_path):
+    one = sharding.make_mesh(devices=jax.devices()[:1])
+    two = sharding.make_mesh(data=1, fsdp=2, devices=jax.devices()[:2])
+    others = [
+        (sharding.make_mesh(data=2, fsdp=2, model=2), P("fsdp", "model")),
+        (two, P(None, "fsdp")),
+        (one, P()),
+    ]
+    eight = sharding.make_mesh(fsdp=8)
+    state = jax.jit(_state, out_shardings=_shardings(eight))()
+    assert state["params"]["kernel"].sharding.spec == P(None, "fsdp")
     iterator = _iterator()
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, state, iterator, {})
-    checkpoints.wait()
-    narrow = sharding.make_mesh(data=1, fsdp=2, devices=jax.devices()[:2])
-    restored, _ = checkpoints.restore(1, _abstract(narrow))
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    for step, (mesh, spec) in enumerate(others, start=1):
+        checkpoints.save(step, state, iterator, {})
+        checkpoints.wait()
+        state, _ = checkpoints.restore(step, _abstract(mesh))
+        kernels = (state["params"]["kernel"], state["opt_state"][0].mu["kernel"])
+        for kernel in kernels:
+            assert kernel.sharding.mesh == mesh
+            assert kernel.sharding.spec == spec
+        _equal(state, _state())
     checkpoints.close()
     iterator.close()
-    assert restored["params"]["kernel"].sharding.mesh == narrow
-    _equal(restored, _state())
+
+
+def test_the_position_in_the_data_is_kept_once_for_all_processes(tmp_path):
+    iterator = _iterator()
+    next(iterator)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, _state(), iterator, {})
+    checkpoints.close()
+    iterator.close()
+    files = {p.name: p for p in (tmp_path / "1" / "data").iterdir()}
+    assert not [name for name in files if "process" in name]
+    assert json.loads(files["metadata"].read_text()) == {"next_step": 1}
 
 
 def test_the_newest_and_the_best_stay(tmp_path):

@@ -104,7 +104,9 @@ MISTAKES = [
     ("log", {"tensorboard": 1}, r"config\.log\.tensorboard: must be bool, got 1"),
     ("mesh", {"fsdp": 0}, r"config\.mesh: fsdp must be > 0 and fini"),
     ("mesh", {"data": 0}, r"config\.mesh: data must be > 0, or -1"),
-    ("mesh", {"model": 2}, r"config\.mesh\.model: unknown key"),
+    ("mesh", {"model": 0}, r"config\.mesh: model must be > 0 and finite"),
+    ("mesh", {"teacher": "split"}, r"config\.mesh\.teacher: must be one of 'auto'"),
+    ("mesh", {"tensor": 2}, r"config\.mesh\.tensor: unknown key"),
 ]
 
 
@@ -148,4 +150,35 @@ def test_the_best_needs_evaluation_between_epochs():
     config["stages"]["student"]["keep"] = "best"
     config["evaluation"] = {"every_epochs": None}
     with pytest.raises(ConfigError, match=r"student\.keep: 'best' needs evaluation"):
+        Plan.from_config(config)
+
+
+TARGETS = [
+    ({"views": 0}, r"targets: views must be > 0"),
+    ({"seed": -1}, r"targets: seed must be >= 0"),
+    ({"format": "zip"}, r"targets\.format: must be one of 'full', 'uint8', 'topk'"),
+    ({"format": "topk"}, r"targets: top_k goes with format 'topk'"),
+    ({"top_k": 5}, r"targets: top_k goes with format 'topk'.*'full'"),
+    ({"format": "uint8", "dtype": "float16"}, r"targets: dtype is for the formats"),
+    ({"taps": ("a", "a")}, r"targets: taps names one twice"),
+    ({"regions": 4, "views": 2}, r"targets: regions have a label_format"),
+    ({"regions": 4, "taps": ("a",)}, r"targets: regions have a label_format"),
+    ({"shard_mebibytes": 0}, r"targets: shard_mebibytes must be > 0"),
+    ({"colour": 1}, r"targets\.colour: unknown key"),
+]
+
+
+@pytest.mark.parametrize(("targets", "message"), TARGETS, ids=str)
+def test_a_mistake_in_targets_names_the_key(targets, message):
+    config = _config()
+    config["stages"]["student"]["targets"] = targets
+    with pytest.raises(ConfigError, match=f"config.stages.student.{message}"):
+        Plan.from_config(config)
+
+
+def test_targets_are_those_of_one_seed():
+    config = {**_config(), "seeds": (1, 2)}
+    Plan.from_config(config)
+    config["stages"]["student"]["targets"] = {}
+    with pytest.raises(ConfigError, match=r"seeds excludes stages\.student\.targets"):
         Plan.from_config(config)

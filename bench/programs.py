@@ -1,0 +1,169 @@
+"""The compiled programs of the command, called by hand: what the scripts here time.
+
+A `Training` is one stage of a plan, with the feed, the state and the programs that
+`python -m jaxkd.main` would make of it.
+"""
+
+from __future__ import annotations
+
+import collections
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from measuring import Mistake, Side
+
+from jaxkd.training import ConfigError, Plan, Setup, Stage, make_setup, sharding
+from jaxkd.training.batches import make_feed
+from jaxkd.training.compilation import run_once
+from jaxkd.training.config import apply_overrides, load_config
+from jaxkd.training.dispatch import Programs, make_dispatch, stack_items
+from jaxkd.training.placement import place
+from jaxkd.training.runner import abstract_state
+from jaxkd.training.target_files import StageTargets
+
+ROOT = Path(__file__).resolve().parent.parent
+# As in the command's loop: the host prepares one call while the devices do another.
+_AHEAD = 1
+
+
+def set_up(config: Mapping[str, Any]) -> Setup:
+    """The objects of a run.
+
+    Raises:
+      Mistake: the config is wrong.
+    """
+    try:
+        return make_setup(Plan.from_config(config))
+    except ConfigError as error:
+        raise Mistake(str(error)) from error
+
+
+def configured(spec: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A config file of `configs/` with values changed, as the command would do it.
+
+    Args:
+      spec: `FILE.py:variant`.
+      changes: values by their paths, such as `data.batch_size`.
+
+    Raises:
+      Mistake: there is no such config.
+    """
+    try:
+        config = load_config(str(ROOT / "configs" / spec))
+        return apply_overrides(config, [(k, str(v)) for k, v in changes.items()])
+    except ConfigError as error:
+        raise Mistake(str(error)) from error
+
+
+class Training:
+    """One stage of a run, ready to be called; networks that it needs are untrained.
+
+    Args:
+      setup: the run.
+      stage: the stage.
+      repeat: whether all calls get the same items, which then lie ready on the devices.
+      targets: what the stage reads instead of running its teachers.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        stage: Stage,
+        *,
+        repeat: bool = False,
+        targets: StageTargets | None = None,
+    ):
+        self._setup = setup
+        self.steps = setup.plan.train.steps(stage.steps_per_epoch)
+        self.images = self.steps * setup.plan.images_per_step
+        seeds, mesh = setup.seeds, setup.mesh
+
+        def variables_of(name: str) -> Any:
+            return jax.jit(
+                seeds.lift(setup.networks[name].init),
+                out_shardings=sharding.replicated(mesh),
+                compiler_options=run_once(),
+            )(seeds.keys())
+
+        extra = () if targets is None else (targets.files,)
+        self._feed = make_feed(setup, stage, *extra)
+        self._iterator = self._feed.items()
+        self._kept = self._next_items() if repeat else None
+        teachers = [teacher.name for teacher in stage.live_teachers]
+        variables = {name: variables_of(name) for name in (*teachers, *stage.starts)}
+        placed, self._teachers = place(setup, stage, variables)
+        if targets is not None:
+            self._teachers = targets.constants
+        _, shardings = abstract_state(setup, stage)
+        self._state = jax.jit(
+            seeds.lift(stage.begin),
+            out_shardings=shardings,
+            compiler_options=run_once(),
+        )(seeds.keys(), {name: variables[name] for name in stage.starts})
+        self.parameters = {
+            **{name: count(variables[name]["params"]) for name in teachers},
+            "student": count(self._state.params["network"]),
+        }
+        self.programs = Programs(
+            name=stage.name,
+            dispatch=make_dispatch(
+                seeds.lift(placed.train_step(setup.augmentation)), self._feed
+            ),
+            state_shardings=shardings,
+            metrics_sharding=sharding.replicated(mesh),
+        )
+
+    def compile(self) -> None:
+        """Compiles the program without running it."""
+        items = self._next_items() if self._kept is None else self._kept
+        self.programs.prepare(self._state, self._feed.constants, items, self._teachers)
+
+    def run(self, calls: int) -> float:
+        """Calls the program, waits for the devices, and returns the last loss."""
+        running: collections.deque[Any] = collections.deque()
+        metrics: Any = None
+        for _ in range(calls):
+            items = self._next_items() if self._kept is None else self._kept
+            args = (self._state, self._feed.constants, items, self._teachers)
+            self._state, metrics = self.programs.prepare(*args)(*args)
+            running.append(metrics)
+            if len(running) > _AHEAD:
+                jax.block_until_ready(running.popleft())
+        jax.block_until_ready(self._state)
+        return float(metrics["loss"][-1])
+
+    def side(self, *, steps: int) -> Side:
+        """The stage as a side whose rounds have so many steps.
+
+        Raises:
+          Mistake: a call has another number of steps, and does not divide it.
+        """
+        if steps % self.steps:
+            raise Mistake(f"{self.steps} steps per call do not divide {steps} steps")
+        return Side(self.run, self.images, steps // self.steps)
+
+    def close(self) -> None:
+        """Ends the threads that read."""
+        self._iterator.close()
+
+    def _next_items(self) -> Any:
+        items = stack_items([next(self._iterator) for _ in range(self.steps)])
+        leading = 2 if self._setup.seeds.several else 1
+        return sharding.put_batch(items, self._setup.mesh, leading=leading)
+
+
+def count(params: Any) -> int:
+    """The number of values in a tree of arrays."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def recipes() -> Any:
+    """The module `configs/shared.py`, with the recipe of every method."""
+    folder = str(ROOT / "configs")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module("shared")

@@ -1,0 +1,71 @@
+"""The normaliser of a softmax, with a gradient that keeps no array of its own.
+
+Differentiating `log(sum(exp(x)))` step by step keeps `exp(x)` from the forward to the
+backward pass. Here the derivative is written as `exp(x - log_sum)`, which the backward
+pass computes from `x` itself while it needs it.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer
+
+
+def log_normalizer(
+    x: Float[Array, "*rows k"],
+) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"]]:
+    """The logarithm of `sum(exp(x))` over the last axis, in two parts.
+
+    `log_softmax(x)` is `(x - maximum) - log_sum`, in this order exact for logits of any
+    size.
+
+    Args:
+      x: logits, computed in their own dtype.
+
+    Returns:
+      `(maximum, log_sum)`: the largest entry, which is held constant, and the logarithm
+      of `sum(exp(x - maximum))`.
+
+    >>> maximum, log_sum = log_normalizer(jnp.array([1000.0, 1000.0]))
+    >>> print(maximum, log_sum.round(4))
+    1000.0 0.6931
+    """
+    maximum = jax.lax.stop_gradient(jnp.max(x, axis=-1))
+    return maximum, _log_sum(x, maximum)
+
+
+def pick(
+    x: Float[Array, "*rows k"], index: Integer[Array, "*rows"]
+) -> Float[Array, "*rows"]:
+    """The entry of every row at `index`; NaN where a row has no such entry.
+
+    The gradient is a comparison with the index, while that of a gather is a scatter.
+
+    >>> pick(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([1, 0])).tolist()
+    [2.0, 3.0]
+    """
+    entries = jnp.where(_at(index, x), x, 0.0)
+    inside = (index >= 0) & (index < x.shape[-1])
+    return jnp.where(inside, jnp.sum(entries, axis=-1), jnp.nan)
+
+
+def _at(index: jax.Array, x: jax.Array) -> Bool[Array, "*rows k"]:
+    return jax.nn.one_hot(index, x.shape[-1], dtype=bool)
+
+
+@jax.custom_jvp
+def _log_sum(x: jax.Array, maximum: jax.Array) -> jax.Array:
+    return jnp.log(jnp.sum(jnp.exp(x - maximum[..., None]), axis=-1))
+
+
+@_log_sum.defjvp
+def _log_sum_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    x, maximum = primals
+    log_sum = _log_sum(x, maximum)
+    # Or the compiler would see `x - maximum` twice and keep it.
+    maximum = jax.lax.optimization_barrier(maximum)
+    softmax = jnp.exp((x - maximum[..., None]) - log_sum[..., None])
+    return log_sum, jnp.sum(softmax * tangents[0], axis=-1)
