@@ -89,8 +89,9 @@ class Training:
                 compiler_options=run_once(),
             )(seeds.keys())
 
-        extra = () if targets is None else (targets.files,)
-        self._feed = make_feed(setup, stage, *extra)
+        self._feed = make_feed(
+            setup, stage, extra=None if targets is None else targets.files
+        )
         self._iterator = self._feed.items()
         self._kept = self._next_items() if repeat else None
         teachers = [teacher.name for teacher in stage.live_teachers]
@@ -117,10 +118,17 @@ class Training:
             metrics_sharding=sharding.replicated(mesh),
         )
 
-    def compile(self) -> None:
-        """Compiles the program without running it."""
+    def compile(self) -> Any:
+        """Compiles the program without running it, and returns it."""
         items = self._next_items() if self._kept is None else self._kept
-        self.programs.prepare(self._state, self._feed.constants, items, self._teachers)
+        args = (self._state, self._feed.constants, items, self._teachers)
+        return self.programs.prepare(*args)
+
+    @property
+    def bytes_per_device(self) -> dict[str, int]:
+        """What the state and the live teachers take on each device."""
+        trees = {"state": self._state, "teachers": self._teachers}
+        return {name: bytes_of_part(tree) for name, tree in trees.items()}
 
     def run(self, calls: int) -> float:
         """Calls the program, waits for the devices, and returns the last loss."""
@@ -154,6 +162,11 @@ class Training:
         items = stack_items([next(self._iterator) for _ in range(self.steps)])
         leading = 2 if self._setup.seeds.several else 1
         return sharding.put_batch(items, self._setup.mesh, leading=leading)
+
+
+def bytes_of_part(tree: Any) -> int:
+    """The bytes of a tree of arrays on the first of their devices."""
+    return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
 
 
 def count(params: Any) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxkd.data.pipeline import read_records
 from jaxkd.data.source import Source
@@ -64,8 +65,17 @@ def tree_fingerprint(tree: Any) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(tree):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        _add(digest, name, np.asarray(jax.device_get(leaf)))
+        _add(digest, name, _whole(leaf))
     return digest.hexdigest()
+
+
+def _whole(leaf: Any) -> np.ndarray:
+    """An array on the host, also if other processes hold parts of it."""
+    if isinstance(leaf, jax.Array) and not (
+        leaf.is_fully_addressable or leaf.is_fully_replicated
+    ):
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)
 
 
 def file_fingerprint(path: Path) -> str:

@@ -46,6 +46,7 @@ from jaxkd.layers.blocks import Maps, NewMaps
 from jaxkd.layers.initializers import fan_in_uniform
 from jaxkd.layers.norm import BatchNorm
 from jaxkd.layers.pooling import max_pool
+from jaxkd.layers.remat import Remat, maybe_remat
 from jaxkd.numerics import affine_dequantize, affine_quantize
 
 Code = Float[Array, "batch code_height code_width code_channels"]
@@ -163,8 +164,8 @@ class BottleneckCodec(nn.Module):
       per_sample: whether, at 8 bits, each image has its own scale; otherwise the batch
         has one, as in the published code.
       dtype: dtype of the computation.
-      remat: whether to recompute the activations of encoder and decoder in the
-        backward pass.
+      remat: what the backward pass recomputes, see `jaxkd.layers.Remat`; encoder and
+        decoder are a block each.
     """
 
     channels: int
@@ -175,7 +176,7 @@ class BottleneckCodec(nn.Module):
     bits: Bits | None = None
     per_sample: bool = True
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: Remat = False
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -195,7 +196,7 @@ class BottleneckCodec(nn.Module):
     def __call__(self, images: Maps, train: bool) -> tuple[Code, NewMaps]:
         """Returns the code and the map of stage 2."""
         widths = (self.stem_width, self.channels, self.stage_width)
-        part = nn.remat(_Sequence, static_argnums=(2,)) if self.remat else _Sequence
+        part = maybe_remat(_Sequence, self.remat)
         encoder, decoder = (
             part(layers, widths, self.dtype, name=name)
             for name, layers in zip(

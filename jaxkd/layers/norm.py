@@ -1,14 +1,17 @@
-"""Batch normalisation with the running statistics of the published networks.
+"""Batch normalisation and layer normalisation, with gradients written out.
 
-Differs from `flax.linen.BatchNorm` in one number: the running variance is the
-unbiased one, as in the framework in which the reference networks were trained. The
-gradient is written out, which saves about a third of the layer's time on a CPU.
+`BatchNorm` differs from `flax.linen.BatchNorm` in one number: the running variance is
+the unbiased one, as in the framework in which the reference networks were trained.
+Under `jax.jit` its statistics are those of the global batch, however it is sharded.
 
-Under `jax.jit` the statistics are those of the global batch, however it is sharded.
+What the backward pass keeps is the input, in the dtype in which it came, and the
+statistics. That saves about a third of the time of a batch norm on a CPU, and keeps
+float32 copies of bfloat16 activations from being stored.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -58,6 +61,31 @@ class BatchNorm(nn.Module):
             mean.value = _move(mean.value, batch_mean, self.momentum)
             var.value = _move(var.value, unbiased, self.momentum)
         return y.astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Normalises the channels of every token, then scales them.
+
+    Computes in float32, the variance in a second pass. Parameters are those of
+    `flax.linen.LayerNorm`.
+
+    Attributes:
+      epsilon: added to the variance.
+      dtype: dtype of the result.
+
+    Reference: Ba, Kiros, Hinton, "Layer Normalization", 2016.
+    """
+
+    epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*lead c"]) -> Float[Array, "*lead c"]:
+        """Normalises `[..., channels]`."""
+        channels = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+        return _normalize_tokens(x, scale, bias, self.epsilon).astype(self.dtype)
 
 
 # Below so many values per channel a second pass costs nothing, and the variance of two
@@ -140,3 +168,50 @@ def _normalize_backward(
 
 _normalize = jax.custom_vjp(_normalize_with_moments, nondiff_argnums=(4,))
 _normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _normalize_tokens(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    mean, inverse = _token_moments(wide, epsilon)
+    return (wide - mean) * (inverse * _row(scale, x)) + _row(bias, x)
+
+
+@_normalize_tokens.defjvp
+def _normalize_tokens_jvp(
+    epsilon: float,
+    primals: tuple[jax.Array, jax.Array, jax.Array],
+    tangents: tuple[jax.Array, jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    x, scale, _ = primals
+    mean, inverse = _token_moments(x.astype(jnp.float32), epsilon)
+    # Kept for the transposed rule are its arguments, and nothing that it makes of them.
+    rule = jax.checkpoint(_token_tangent, prevent_cse=False)
+    y = _normalize_tokens(*primals, epsilon)
+    return y, rule(x, scale, mean, inverse, *tangents)
+
+
+def _token_tangent(
+    x: jax.Array,
+    scale: jax.Array,
+    mean: jax.Array,
+    inverse: jax.Array,
+    d_x: jax.Array,
+    d_scale: jax.Array,
+    d_bias: jax.Array,
+) -> jax.Array:
+    normal = (x.astype(jnp.float32) - mean) * inverse
+    d_x = d_x.astype(jnp.float32)
+    level = jnp.mean(d_x, axis=-1, keepdims=True)
+    slope = jnp.mean(d_x * normal, axis=-1, keepdims=True)
+    d_normal = inverse * (d_x - level - normal * slope)
+    return d_normal * _row(scale, x) + normal * _row(d_scale, x) + _row(d_bias, x)
+
+
+def _token_moments(wide: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
+    """The mean and the inverse deviation of every token."""
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    var = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
+    return mean, jax.lax.rsqrt(var + epsilon)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Float32
 
 from jaxkd.losses.checks import Scalar, check_maps, sum_per_example
 from jaxkd.losses.logits import softened_kl
-from jaxkd.numerics import l2_normalize, resize_bilinear
+from jaxkd.numerics import l2_normalize, product_in_float32, resize_bilinear
 
 Norm = Literal["code", "pixel"]
 Size = tuple[int, int]
@@ -339,23 +339,12 @@ def project(
     parts, start = [], 0
     for x, count in zip(maps, channels, strict=True):
         resized = resize_bilinear(resize_bilinear(x, middle), fewest)
-        parts.append(_dense(resized, kernel[start : start + count]))
+        parts.append(product_in_float32(resized, kernel[start : start + count]))
         start += count
     result = resize_bilinear(sum(parts[1:], parts[0]), size)
     if bias is None:
         return result
     return result + bias.astype(jnp.float32)[None, None, None]
-
-
-def _dense(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "c k"]
-) -> Float32[Array, "b h w k"]:
-    return jnp.einsum(
-        "bhwc,ck->bhwk",
-        x,
-        kernel.astype(x.dtype),
-        preferred_element_type=jnp.float32,
-    )
 
 
 def _importance(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-Block = TypeVar("Block", bound=Callable[..., nn.Module])
 
 
 def checked_dtype(dtype: Any) -> jnp.dtype:
@@ -92,11 +89,3 @@ def check_images(images: jax.Array, *, network: str, multiple: int = 1) -> None:
             f"{network} needs a height and width divisible by {multiple}, "
             f"got {height}x{width}; crop or pad the images"
         )
-
-
-def maybe_remat(block: Block, remat: bool) -> Block:
-    """The block class, with its activations recomputed backward if `remat`.
-
-    The block is called as `block(x, train)` with a static `train`.
-    """
-    return nn.remat(block, static_argnums=(2,)) if remat else block  # type: ignore

@@ -23,6 +23,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxkd.layers import Remat
 from jaxkd.layers.bottleneck import Bits, BottleneckCodec, Version
 from jaxkd.models.registry import create, register
 from jaxkd.models.resnet import ResNet, ResNetTrunk, Stem
@@ -85,7 +86,7 @@ def bottlefit(
     stem: Stem | None = None,
     width_factor: float = 1.0,
     dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: Remat = False,
 ) -> BottleFit:
     """A residual classifier with a bottleneck (Matsubara et al., 2022).
 
@@ -138,7 +139,7 @@ def bottlefit_seg(
     per_sample: bool = True,
     width_factor: float = 1.0,
     dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: Remat = False,
 ) -> BottleFitSegmenter:
     """`resnet18_seg` with a bottleneck; the options are those of `bottlefit`.
 

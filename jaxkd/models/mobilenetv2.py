@@ -32,14 +32,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxkd.layers import Outputs
+from jaxkd.layers import Outputs, Remat, maybe_remat
 from jaxkd.models._options import (
     check_images,
     checked_classes,
     checked_dtype,
     checked_factor,
     checked_rate,
-    maybe_remat,
     scaled,
 )
 from jaxkd.models._units import ConvNorm
@@ -126,7 +125,7 @@ class MobileNetV2(nn.Module):
       expands_all: whether blocks of expansion 1 have the first convolution as well.
       dropout: rate of dropout before the classifier.
       dtype: dtype of the computation.
-      remat: whether to recompute each block's activations in the backward pass.
+      remat: what the backward pass recomputes, see `jaxkd.layers.Remat`.
 
     Reference: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks",
     CVPR 2018.
@@ -140,7 +139,7 @@ class MobileNetV2(nn.Module):
     expands_all: bool = False
     dropout: float = 0.0
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: Remat = False
 
     @nn.compact
     def __call__(
@@ -195,7 +194,7 @@ def mobilenetv2(
     width_factor: float = 1.0,
     dropout: float = 0.0,
     dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: Remat = False,
 ) -> MobileNetV2:
     """MobileNetV2 for ImageNet, as in torchvision."""
     width_factor = checked_factor(width_factor)
@@ -219,7 +218,7 @@ def mobilenetv2_cifar(
     num_classes: int,
     width_factor: float = 1.0,
     dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: Remat = False,
 ) -> MobileNetV2:
     """MobileNetV2 of half width for 32x32 images."""
     stem_width, last_width, *widths = scaled(

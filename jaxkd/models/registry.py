@@ -2,7 +2,7 @@
 
 Every factory takes the keyword options `num_classes`, `width_factor` (all widths are
 multiplied by it), `dtype` (of the computation; parameters and logits are float32) and
-`remat` (recompute each block's activations in the backward pass), and returns a
+`remat` (what the backward pass recomputes, see `jaxkd.layers.Remat`), and returns a
 Linen module called as `module(images, train=False) -> Outputs`.
 """
 

@@ -39,16 +39,17 @@ from jaxkd.layers import (
     Bottleneck,
     BottleneckCodec,
     Outputs,
+    Remat,
     bias_uniform,
     conv,
     fan_in_uniform,
     max_pool,
+    maybe_remat,
 )
 from jaxkd.models._options import (
     check_images,
     checked_classes,
     checked_dtype,
-    maybe_remat,
     scaled,
 )
 from jaxkd.models.registry import register
@@ -69,7 +70,7 @@ class ResNetTrunk(nn.Module):
       stem: see the module docstring.
       block: `BasicBlock` or `Bottleneck`.
       dtype: dtype of the computation.
-      remat: whether to recompute each block's activations in the backward pass.
+      remat: what the backward pass recomputes, see `jaxkd.layers.Remat`.
       skip: which blocks have a shortcut, see the module docstring.
       skip_blocks: the number of them for "first_k".
       bottleneck: stands for the stem and the first two stages if given; see
@@ -82,7 +83,7 @@ class ResNetTrunk(nn.Module):
     stem: Stem = "imagenet"
     block: Block = BasicBlock
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: Remat = False
     skip: Skip = "all"
     skip_blocks: int = 0
     bottleneck: BottleneckCodec | None = None
@@ -225,7 +226,7 @@ def _register_imagenet(
         skip: Skip = "all",
         skip_blocks: int | None = None,
         dtype: Any = jnp.float32,
-        remat: bool = False,
+        remat: Remat = False,
     ) -> ResNet:
         widths = scaled(WIDTHS, width_factor)
         trunk = ResNetTrunk(
@@ -250,7 +251,7 @@ def _register_imagenet(
         width_factor: float = 1.0,
         stem: Stem = "imagenet",
         dtype: Any = jnp.float32,
-        remat: bool = False,
+        remat: Remat = False,
     ) -> ResNet:
         return factory(
             num_classes=num_classes,

@@ -27,13 +27,19 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxkd.layers import BatchNorm, Outputs, PreActivationBlock, conv
+from jaxkd.layers import (
+    BatchNorm,
+    Outputs,
+    PreActivationBlock,
+    Remat,
+    conv,
+    maybe_remat,
+)
 from jaxkd.layers.blocks import Maps
 from jaxkd.models._options import (
     check_images,
     checked_classes,
     checked_dtype,
-    maybe_remat,
     scaled,
 )
 from jaxkd.models.registry import register
@@ -55,7 +61,7 @@ class WideResNet(nn.Module):
       stage_widths: output channels of the three stages.
       stem_width: channels of the first convolution.
       dtype: dtype of the computation.
-      remat: whether to recompute each block's activations in the backward pass.
+      remat: what the backward pass recomputes, see `jaxkd.layers.Remat`.
 
     Reference: Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016.
     """
@@ -65,7 +71,7 @@ class WideResNet(nn.Module):
     stage_widths: Sequence[int]
     stem_width: int = 16
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: Remat = False
 
     @nn.compact
     def __call__(
@@ -113,7 +119,7 @@ def _register_resnet(name: str, depth: int, widths: tuple[int, ...]) -> None:
         skip: Skip = "all",
         skip_blocks: int | None = None,
         dtype: Any = jnp.float32,
-        remat: bool = False,
+        remat: Remat = False,
     ) -> ResNet:
         stem_width, *stage_widths = scaled(widths, width_factor)
         trunk = ResNetTrunk(
@@ -136,7 +142,7 @@ def _register_resnet(name: str, depth: int, widths: tuple[int, ...]) -> None:
         num_classes: int,
         width_factor: float = 1.0,
         dtype: Any = jnp.float32,
-        remat: bool = False,
+        remat: Remat = False,
     ) -> ResNet:
         return factory(
             num_classes=num_classes,
@@ -154,7 +160,7 @@ def _register_wide_resnet(depth: int, widening: int) -> None:
         num_classes: int,
         width_factor: float = 1.0,
         dtype: Any = jnp.float32,
-        remat: bool = False,
+        remat: Remat = False,
     ) -> WideResNet:
         widths = (16, 16 * widening, 32 * widening, 64 * widening)
         stem_width, *stage_widths = scaled(widths, width_factor)

@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxkd.layers import BasicBlock, Outputs
+from jaxkd.layers import BasicBlock, Outputs, Remat
 from jaxkd.models._options import check_images, checked_classes, checked_dtype, scaled
 from jaxkd.models.registry import register
 from jaxkd.models.resnet import WIDTHS, ResNetTrunk
@@ -73,7 +73,7 @@ def resnet18_seg(
     num_classes: int,
     width_factor: float = 1.0,
     dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: Remat = False,
 ) -> ResNetSegmenter:
     """The student of HLFD's code; options as in `jaxkd.models.registry`."""
     widths = scaled(WIDTHS, width_factor)

@@ -27,13 +27,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxkd.layers import Outputs, fan_in_uniform
+from jaxkd.layers import Outputs, Remat, fan_in_uniform, maybe_remat
 from jaxkd.models._options import (
     check_images,
     checked_classes,
     checked_dtype,
     checked_factor,
-    maybe_remat,
 )
 from jaxkd.models._units import ConvNorm, channel_shuffle
 from jaxkd.models.registry import register
@@ -97,7 +96,7 @@ class ShuffleNetV1(nn.Module):
       stage_sizes: blocks per stage.
       groups: groups of the 1x1 convolutions; the very first block's input has one.
       dtype: dtype of the computation.
-      remat: whether to recompute each block's activations in the backward pass.
+      remat: what the backward pass recomputes, see `jaxkd.layers.Remat`.
 
     Reference: Zhang et al., "ShuffleNet: An Extremely Efficient Convolutional Neural
     Network for Mobile Devices", CVPR 2018.
@@ -109,7 +108,7 @@ class ShuffleNetV1(nn.Module):
     stage_sizes: Sequence[int] = (4, 8, 4)
     groups: int = GROUPS
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: Remat = False
 
     @nn.compact
     def __call__(
@@ -157,7 +156,7 @@ def shufflenetv1(
     num_classes: int,
     width_factor: float = 1.0,
     dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: Remat = False,
 ) -> ShuffleNetV1:
     """ShuffleNet of three groups for 32x32 images."""
     factor = checked_factor(width_factor)

@@ -32,12 +32,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxkd.layers import Outputs, fan_in_uniform, max_pool
+from jaxkd.layers import Outputs, Remat, fan_in_uniform, max_pool, maybe_remat
 from jaxkd.models._options import (
     check_images,
     checked_classes,
     checked_dtype,
-    maybe_remat,
     scaled,
 )
 from jaxkd.models._units import ConvNorm, channel_shuffle
@@ -109,7 +108,7 @@ class ShuffleNetV2(nn.Module):
       stage_sizes: blocks per stage.
       stem: see the module docstring.
       dtype: dtype of the computation.
-      remat: whether to recompute each block's activations in the backward pass.
+      remat: what the backward pass recomputes, see `jaxkd.layers.Remat`.
 
     Reference: Ma et al., "ShuffleNet V2: Practical Guidelines for Efficient CNN
     Architecture Design", ECCV 2018.
@@ -122,7 +121,7 @@ class ShuffleNetV2(nn.Module):
     stage_sizes: Sequence[int] = SIZES
     stem: Stem = "imagenet"
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: Remat = False
 
     @nn.compact
     def __call__(
@@ -171,7 +170,7 @@ def _register(size: str) -> None:
         width_factor: float = 1.0,
         stem: Stem = "imagenet",
         dtype: Any = jnp.float32,
-        remat: bool = False,
+        remat: Remat = False,
     ) -> ShuffleNetV2:
         *widths, last_width = WIDTHS[size]
         halves = scaled([width // 2 for width in widths], width_factor)

@@ -18,19 +18,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
-from jaxkd.layers import ConvNormRelu, DoubleConv, Outputs, biased_conv, max_pool
+from jaxkd.layers import (
+    ConvNormRelu,
+    DoubleConv,
+    Outputs,
+    Remat,
+    bias_uniform,
+    fan_in_uniform,
+    max_pool,
+    maybe_remat,
+)
 from jaxkd.models._options import (
     check_images,
     checked_classes,
     checked_dtype,
-    maybe_remat,
     scaled,
 )
 from jaxkd.models.registry import register
-from jaxkd.numerics import resize_nearest
+from jaxkd.numerics import product_in_float32, resize_nearest
 
 WIDTHS = (64, 128, 256, 512, 1024)
 """Channels per level of a U-Net and a U-Net++ at width factor 1."""
@@ -43,7 +52,7 @@ class UNet(nn.Module):
       num_classes: channels of the logits.
       widths: channels per level, finest first.
       dtype: dtype of the computation.
-      remat: whether to recompute each node's activations in the backward pass.
+      remat: what the backward pass recomputes, see `jaxkd.layers.Remat`.
 
     Reference: Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image
     Segmentation", MICCAI 2015.
@@ -52,7 +61,7 @@ class UNet(nn.Module):
     num_classes: int
     widths: Sequence[int] = WIDTHS
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: Remat = False
 
     @nn.compact
     def __call__(
@@ -82,19 +91,27 @@ class UNet(nn.Module):
         return Outputs(logits=taps["out"], taps=taps)
 
 
-def head(x: Float[Array, "b h w c"], num_classes: int) -> Float[Array, "b h w k"]:
-    """The last 1x1 convolution of a segmentation network, in float32.
+def head(x: Float[Array, "b h w c"], num_classes: int) -> Float32[Array, "b h w k"]:
+    """The last 1x1 convolution of a segmentation network, with a float32 result.
 
-    To be called inside a compact module; its parameters are named "head".
+    Features, kernel and bias are as narrow as the network computes: this is its largest
+    map, of which no float32 copy is made. To be called inside a compact module; its
+    parameters are named "head".
     """
-    convolution = biased_conv(
+    convolution = nn.Conv(
         num_classes,
-        in_features=x.shape[-1],
-        kernel_size=1,
-        dtype=jnp.float32,
+        (1, 1),
+        kernel_init=fan_in_uniform,
+        bias_init=bias_uniform(x.shape[-1]),
+        dtype=x.dtype,
+        conv_general_dilated=_pointwise,
         name="head",
     )
     return convolution(x)
+
+
+def _pointwise(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    return product_in_float32(x, kernel[0, 0])
 
 
 @register()
@@ -103,7 +120,7 @@ def unet(
     num_classes: int,
     width_factor: float = 1.0,
     dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: Remat = False,
 ) -> UNet:
     """The U-Net of HLFD's code; options as in `jaxkd.models.registry`."""
     return UNet(

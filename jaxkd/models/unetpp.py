@@ -22,12 +22,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxkd.layers import DoubleConv, Outputs, max_pool
+from jaxkd.layers import DoubleConv, Outputs, Remat, max_pool, maybe_remat
 from jaxkd.models._options import (
     check_images,
     checked_classes,
     checked_dtype,
-    maybe_remat,
     scaled,
 )
 from jaxkd.models.registry import register
@@ -54,7 +53,7 @@ class UNetPlusPlus(nn.Module):
       num_classes: channels of the logits.
       widths: channels of the five levels, finest first.
       dtype: dtype of the computation.
-      remat: whether to recompute each node's activations in the backward pass.
+      remat: what the backward pass recomputes, see `jaxkd.layers.Remat`.
 
     Reference: Zhou et al., "UNet++: A Nested U-Net Architecture for Medical Image
     Segmentation", DLMIA 2018.
@@ -63,7 +62,7 @@ class UNetPlusPlus(nn.Module):
     num_classes: int
     widths: Sequence[int] = WIDTHS
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: Remat = False
 
     @nn.compact
     def __call__(
@@ -99,7 +98,7 @@ def unetpp(
     num_classes: int,
     width_factor: float = 1.0,
     dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: Remat = False,
 ) -> UNetPlusPlus:
     """The U-Net++ of HLFD's code; options as in `jaxkd.models.registry`."""
     return UNetPlusPlus(

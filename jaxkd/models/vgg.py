@@ -31,13 +31,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxkd.layers import Outputs, max_pool
+from jaxkd.layers import Outputs, Remat, max_pool, maybe_remat
 from jaxkd.models._options import (
     check_images,
     checked_classes,
     checked_dtype,
     checked_rate,
-    maybe_remat,
     scaled,
 )
 from jaxkd.models._units import ConvNorm
@@ -68,7 +67,7 @@ class VGG(nn.Module):
         and classified directly, as on CIFAR.
       dropout: rate of dropout after each hidden layer.
       dtype: dtype of the computation.
-      remat: whether to recompute each convolution's output in the backward pass.
+      remat: what the backward pass recomputes, see `jaxkd.layers.Remat`.
 
     Reference: Simonyan and Zisserman, "Very Deep Convolutional Networks for
     Large-Scale Image Recognition", ICLR 2015.
@@ -80,7 +79,7 @@ class VGG(nn.Module):
     hidden: Sequence[int] = ()
     dropout: float = 0.0
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: Remat = False
 
     @nn.compact
     def __call__(
@@ -141,7 +140,7 @@ def _register_cifar(depth: int) -> None:
         num_classes: int,
         width_factor: float = 1.0,
         dtype: Any = jnp.float32,
-        remat: bool = False,
+        remat: Remat = False,
     ) -> VGG:
         return VGG(
             num_classes=checked_classes(num_classes),
@@ -160,7 +159,7 @@ def _register_imagenet(depth: int) -> None:
         width_factor: float = 1.0,
         dropout: float = 0.0,
         dtype: Any = jnp.float32,
-        remat: bool = False,
+        remat: Remat = False,
     ) -> VGG:
         return VGG(
             num_classes=checked_classes(num_classes),

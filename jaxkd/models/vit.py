@@ -34,16 +34,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxkd.layers import Outputs, Partition, bias_uniform, fan_in_uniform
+from jaxkd.layers import (
+    LayerNorm,
+    Outputs,
+    Partition,
+    Remat,
+    bias_uniform,
+    fan_in_uniform,
+    maybe_remat,
+)
 from jaxkd.models._options import (
     check_images,
     checked_classes,
     checked_dtype,
     checked_rate,
-    maybe_remat,
     scaled,
 )
 from jaxkd.models.registry import register
+from jaxkd.numerics import softmax
 
 Tokens = Float[Array, "batch tokens width"]
 
@@ -70,10 +78,6 @@ def _dense(features: int, *, dtype: Any, name: str) -> nn.Dense:
     return nn.Dense(features, kernel_init=_small_normal, dtype=dtype, name=name)
 
 
-def _norm(*, dtype: Any, name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
-
-
 class SelfAttention(nn.Module):
     """Multi-head self-attention, with a softmax in float32.
 
@@ -96,7 +100,7 @@ class SelfAttention(nn.Module):
         query, key, value = qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :]
         query = query * query.shape[-1] ** -0.5
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)
-        weights = nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
+        weights = softmax(scores, self.dtype)
         y = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         return _dense(width, dtype=self.dtype, name="project")(y.reshape(x.shape))
 
@@ -124,9 +128,9 @@ class TransformerBlock(nn.Module):
         drop = nn.Dropout(
             self.drop_path, broadcast_dims=(1, 2), deterministic=not train
         )
-        y = _norm(dtype=dtype, name="norm1")(x)
+        y = LayerNorm(dtype=dtype, name="norm1")(x)
         x = x + drop(SelfAttention(self.heads, dtype=dtype, name="attention")(y))
-        y = _norm(dtype=dtype, name="norm2")(x)
+        y = LayerNorm(dtype=dtype, name="norm2")(x)
         y = nn.gelu(_dense(4 * width, dtype=dtype, name="hidden")(y), approximate=False)
         return x + drop(_dense(width, dtype=dtype, name="output")(y))
 
@@ -144,7 +148,7 @@ class VisionTransformer(nn.Module):
       drop_path: rate of stochastic depth of the last block; it rises linearly from 0
         in the first one. Training then needs a key called "dropout".
       dtype: dtype of the computation.
-      remat: whether to recompute each block's activations in the backward pass.
+      remat: what the backward pass recomputes, see `jaxkd.layers.Remat`.
 
     Reference: Touvron et al., "Training data-efficient image transformers &
     distillation through attention", ICML 2021.
@@ -158,7 +162,7 @@ class VisionTransformer(nn.Module):
     distilled: bool = False
     drop_path: float = 0.0
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: Remat = False
 
     @nn.compact
     def __call__(
@@ -176,7 +180,7 @@ class VisionTransformer(nn.Module):
             taps[name] = x
             if (i + 1) % (self.depth // 4) == 0:
                 taps[f"stage{4 * (i + 1) // self.depth}"] = x
-        tokens = _norm(dtype=self.dtype, name="norm")(x)
+        tokens = LayerNorm(dtype=self.dtype, name="norm")(x)
         pooled = tokens[:, 0].astype(jnp.float32)
         taps["tokens"], taps["pooled"] = tokens, pooled
         logits = _dense(self.num_classes, dtype=jnp.float32, name="head")(pooled)
@@ -236,7 +240,7 @@ def _register(size: str, distilled: bool) -> None:
         depth: int = 12,
         drop_path: float = 0.0,
         dtype: Any = jnp.float32,
-        remat: bool = False,
+        remat: Remat = False,
     ) -> VisionTransformer:
         if patch_size < 1:
             raise ValueError(f"patch_size must be >= 1, got {patch_size}")

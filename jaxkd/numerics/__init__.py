@@ -8,13 +8,14 @@ from jaxkd.numerics.compressed_labels import (
 from jaxkd.numerics.indexing import along_axis, take_constant
 from jaxkd.numerics.normalize import l2_normalize
 from jaxkd.numerics.pooling import adaptive_average_pool
+from jaxkd.numerics.products import product_in_float32
 from jaxkd.numerics.quantize_affine import (
     AffineQuantized,
     affine_dequantize,
     affine_quantize,
 )
 from jaxkd.numerics.resize import resize_bilinear, resize_nearest
-from jaxkd.numerics.softmax import log_normalizer, pick
+from jaxkd.numerics.softmax import log_normalizer, pick, softmax
 
 __all__ = [
     "AffineQuantized",
@@ -27,8 +28,10 @@ __all__ = [
     "l2_normalize",
     "log_normalizer",
     "pick",
+    "product_in_float32",
     "recover_labels",
     "resize_bilinear",
     "resize_nearest",
+    "softmax",
     "take_constant",
 ]

@@ -1,11 +1,15 @@
-"""The normaliser of a softmax, with a gradient that keeps no array of its own.
+"""A softmax and its normaliser, with derivatives that keep little.
 
 Differentiating `log(sum(exp(x)))` step by step keeps `exp(x)` from the forward to the
-backward pass. Here the derivative is written as `exp(x - log_sum)`, which the backward
-pass computes from `x` itself while it needs it.
+backward pass. In `log_normalizer` the derivative is written as `exp(x - log_sum)`,
+which the backward pass computes from `x` itself while it needs it; that of `softmax`
+reads the result, in the dtype in which the network goes on.
 """
 
 from __future__ import annotations
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,3 +73,36 @@ def _log_sum_jvp(
     maximum = jax.lax.optimization_barrier(maximum)
     softmax = jnp.exp((x - maximum[..., None]) - log_sum[..., None])
     return log_sum, jnp.sum(softmax * tangents[0], axis=-1)
+
+
+def softmax(
+    x: Float[Array, "*rows k"], dtype: Any = jnp.float32
+) -> Float[Array, "*rows k"]:
+    """The softmax over the last axis, computed in float32 and returned in `dtype`.
+
+    The derivative is computed in float32 from what is returned.
+
+    >>> softmax(jnp.array([0.0, 0.0], jnp.bfloat16), jnp.bfloat16).tolist()
+    [0.5, 0.5]
+    """
+    return _softmax(x, jnp.dtype(dtype))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _softmax(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return jax.nn.softmax(x.astype(jnp.float32), axis=-1).astype(dtype)
+
+
+@_softmax.defjvp
+def _softmax_jvp(
+    dtype: jnp.dtype, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    result = _softmax(*primals, dtype)
+    # Kept for the transposed rule is the result as it is, not in float32.
+    rule = jax.checkpoint(_softmax_tangent, prevent_cse=False)
+    return result, rule(result, tangents[0])
+
+
+def _softmax_tangent(result: jax.Array, tangent: jax.Array) -> jax.Array:
+    p, t = result.astype(jnp.float32), tangent.astype(jnp.float32)
+    return (p * (t - jnp.sum(p * t, axis=-1, keepdims=True))).astype(result.dtype)

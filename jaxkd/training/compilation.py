@@ -71,7 +71,7 @@ def compile_ahead(
     except ValueError:
         # A while loop around products, in a network or a loss of the user's.
         flops = None
-    compiled = traced.lower().compile()
+    compiled = traced.lower().compile(compiler_options=_keep_barriers())
     seconds = time.monotonic() - start
     memory: Any = compiled.memory_analysis()
     arguments = outputs = temporaries = None
@@ -86,6 +86,18 @@ def compile_ahead(
         output_bytes=outputs,
         temporary_bytes=temporaries,
     )
+
+
+def _keep_barriers() -> dict[str, str] | None:
+    """Compiler options under which rematerialisation saves memory.
+
+    `jax.checkpoint` puts a barrier between the backward pass and what it recomputes. On
+    the CPU, XLA takes barriers away before it schedules the program, and then computes
+    everything at the beginning again.
+    """
+    if jax.default_backend() == "cpu":
+        return {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    return None
 
 
 def run_once() -> dict[str, int] | None:
@@ -109,9 +121,10 @@ def use_compilation_cache() -> Path | None:
     Returns:
       The folder, None if there is no cache.
     """
-    if not jax.config.jax_enable_compilation_cache:
+    # Attributes that JAX adds when it is imported.
+    if not getattr(jax.config, "jax_enable_compilation_cache"):  # noqa: B009
         return None
-    chosen = jax.config.jax_compilation_cache_dir
+    chosen = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009
     if chosen:
         return Path(chosen)
     folder = Path(platformdirs.user_cache_dir("jaxkd", appauthor=False), "xla")

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-from jaxkd.data import Source, pipeline
+from jaxkd.data import DamagedFileError, Source, pipeline
 from jaxkd.data.target_writer import TargetsWriter
 from jaxkd.data.targets import (
     MANIFEST,
@@ -30,7 +30,7 @@ from jaxkd.training.network import Variables
 from jaxkd.training.paths import path_name
 from jaxkd.training.placement import place
 from jaxkd.training.region_labelling import verify_regions, write_region_labels
-from jaxkd.training.schema import ConfigError, at
+from jaxkd.training.schema import ConfigError, one_line
 from jaxkd.training.setup import Setup
 from jaxkd.training.signals import Stopped, StopSignal
 from jaxkd.training.stage import Stage
@@ -127,8 +127,13 @@ def _write_or_check(
         check_identity(stage, folder, manifest, {"teachers": teachers})
     else:
         whole = {**identity(setup, stage), "teachers": teachers}
-        with at(f"config.stages.{stage.name}.targets"):
+        try:
             _write(setup, stage, variables, folder, whole, stop)
+        except DamagedFileError:
+            raise
+        except (ValueError, FileExistsError) as error:
+            here = f"config.stages.{stage.name}.targets"
+            raise ConfigError(f"{here}: {one_line(error)}") from error
     if stage.stored is None:
         verified = verify_regions(setup, stage, variables, folder)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -27,7 +28,12 @@ from jaxkd.training.workdir import MetricsWriter, Workdir, describe_device, vers
 
 
 def run(
-    setup: Setup, workdir: Workdir, *, command: str, stop: StopSignal
+    setup: Setup,
+    workdir: Workdir,
+    *,
+    command: str,
+    stop: StopSignal,
+    only: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Runs all stages that are not finished yet.
 
@@ -36,6 +42,7 @@ def run(
       workdir: its folder.
       command: for the summary.
       stop: read between steps.
+      only: names of the stages to run; None for all.
 
     Returns:
       The summary, as in `summary.json`.
@@ -49,6 +56,14 @@ def run(
     writer = MetricsWriter(workdir, tensorboard=setup.plan.log.tensorboard)
     evaluation = Evaluation(setup)
     variables: dict[str, Variables] = {}
+
+    def load(name: str) -> Variables:
+        """What a network is when the stages that are finished have trained it."""
+        known = variables.get(name)
+        return (
+            load_variables(setup, workdir, name, finished) if known is None else known
+        )
+
     for name in _frozen(setup):
         variables[name] = load_variables(setup, workdir, name, finished)
         if name not in summary["results"]:
@@ -56,12 +71,11 @@ def run(
             _add_results(summary, {name: results})
     try:
         for stage in setup.stages:
-            if stage.name in finished:
+            if stage.name in finished or (only is not None and stage.name not in only):
                 continue
             for name in _needed(stage):
-                if name not in variables:
-                    variables[name] = load_variables(setup, workdir, name, finished)
-            runner = StageRunner(setup, stage, workdir, writer, evaluation, stop)
+                variables[name] = load(name)
+            runner = StageRunner(setup, stage, workdir, writer, evaluation, stop, load)
             trained, record, metrics = runner.run(variables, finished)
             variables |= trained
             finished.append(stage.name)
@@ -162,4 +176,4 @@ def _frozen(setup: Setup) -> list[str]:
 
 def _needed(stage: Stage) -> list[str]:
     """The trained networks that a stage starts from."""
-    return [*(t.name for t in stage.teachers), *stage.starts]
+    return [*(t.name for t in stage.live_teachers), *stage.starts]

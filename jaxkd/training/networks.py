@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxkd import models
 from jaxkd.analysis.costs import Costs, count_costs
-from jaxkd.registry import call_reference, is_reference
+from jaxkd.registry import call_reference, is_reference, load_reference
 from jaxkd.training import wrappers
 from jaxkd.training.network import Network, Variables, from_linen, from_nnx, spec_of
 from jaxkd.training.plan import InputPlan, NetworkPlan
@@ -27,6 +28,7 @@ def make_network(
     input_shape: Sequence[int],
     num_classes: int,
     precision: str = "float32",
+    remat: str = "none",
     normalisation: wrappers.Normalisation | None = None,
 ) -> Network:
     """Makes a network from its plan.
@@ -37,6 +39,8 @@ def make_network(
       input_shape: `(height, width, channels)` of the images that the run trains on.
       num_classes: of the data.
       precision: of the computation.
+      remat: what the backward pass recomputes (see `jaxkd.layers.Remat`), unless the
+        network's own option says otherwise.
       normalisation: `(mean, std)` of those images, None if they are not normalised.
 
     Raises:
@@ -46,7 +50,7 @@ def make_network(
     own_shape = tuple(input_shape)
     if plan.input is not None and plan.input.image_size is not None:
         own_shape = (*plan.input.image_size, own_shape[-1])
-    made = _make(plan, num_classes, precision)
+    made = _make(plan, num_classes, precision, remat)
     if isinstance(made, nn.Module):
         network = from_linen(name, made, own_shape)
     elif isinstance(made, Network):
@@ -71,7 +75,7 @@ def _whole(name: str, made: Network, shape: Sequence[int]) -> Network:
     return dataclasses.replace(made, name=name, init=init, spec=spec)
 
 
-def _make(plan: NetworkPlan, num_classes: int, precision: str) -> Any:
+def _make(plan: NetworkPlan, num_classes: int, precision: str, remat: str) -> Any:
     options = dict(plan.options)
     wanted = options.pop("num_classes", num_classes)
     if wanted != num_classes:
@@ -81,14 +85,26 @@ def _make(plan: NetworkPlan, num_classes: int, precision: str) -> Any:
         )
     if "dtype" in options:
         raise ValueError("dtype is config.precision's matter; leave it out here")
+    # A user's network need not know of remat or precision unless they are asked for.
+    if remat != "none":
+        options.setdefault("remat", remat)
     if is_reference(plan.name):
-        # A user's network need not know of precision unless it is asked for.
+        if remat != "none" and not _takes(plan.name, "remat"):
+            raise ValueError(
+                f"config.train.remat is {remat!r}, but {plan.name!r} takes no option "
+                "'remat'; give it one, or leave config.train.remat at 'none'"
+            )
         if precision != "float32":
             options["dtype"] = _DTYPES[precision]
         return call_reference(plan.name, num_classes=num_classes, **options)
     return models.create(
         plan.name, num_classes=num_classes, dtype=_DTYPES[precision], **options
     )
+
+
+def _takes(name: str, option: str) -> bool:
+    """Whether the function that `name` refers to has a parameter for an option."""
+    return option in inspect.signature(load_reference(name)).parameters
 
 
 def _with_input(

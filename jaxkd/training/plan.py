@@ -406,10 +406,15 @@ class TrainPlan:
       resident: whether the training records live on the devices, in the dtype of the
         source, instead of being sent for every step. "auto": if they are in memory
         anyway and fill at most an eighth of the devices' memory.
+      remat: what the backward pass of the networks that learn recomputes instead of
+        keeping it. "dots": all of a block but the results of its convolutions and
+        matrix products; "blocks": all of a block. A network's own option `remat` goes
+        before.
     """
 
     steps_per_call: int | Literal["epoch"] = 1
     resident: Literal["auto"] | bool = "auto"
+    remat: Literal["none", "dots", "blocks"] = "none"
 
     def __post_init__(self):
         if self.steps_per_call != "epoch":

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ from jaxkd.training.setup import Setup
 from jaxkd.training.signals import Stopped, StopSignal
 from jaxkd.training.stage import Stage
 from jaxkd.training.state import TrainState
+from jaxkd.training.target_files import load_targets
 from jaxkd.training.workdir import MetricsWriter, Workdir
 
 logger = logging.getLogger("jaxkd")
@@ -54,9 +55,11 @@ class StageRunner:
         writer: MetricsWriter,
         evaluation: Evaluation,
         stop: StopSignal,
+        load: Callable[[str], Variables],
     ):
         self.setup, self.stage, self.workdir = setup, stage, workdir
         self.writer, self.evaluation, self.stop = writer, evaluation, stop
+        self.load = load
 
     def run(
         self, variables: Mapping[str, Variables], finished: list[str]
@@ -64,8 +67,8 @@ class StageRunner:
         """Trains, evaluates, and hands on.
 
         Args:
-          variables: of the teachers, of the network to start from, and of the
-            learners if they were trained before.
+          variables: of the teachers that run, of the network to start from, and of
+            the learners if they were trained before.
           finished: the stages before this one.
 
         Returns:
@@ -75,12 +78,15 @@ class StageRunner:
         setup, stage, plan = self.setup, self.stage, self.setup.plan
 
         # ------------------------------------------------------------------ data
-        feed = make_feed(setup, stage)
+        stored = load_targets(setup, stage, self.workdir, self.load)
+        feed = make_feed(setup, stage, extra=None if stored is None else stored.files)
         iterator = feed.items()
 
         # ------------------------------------------------------------- shardings
         abstract, shardings = abstract_state(setup, stage)
         placed, teachers = place(setup, stage, variables)
+        if stored is not None:
+            teachers = stored.constants
 
         # ------------------------------------------------------------------ step
         programs = Programs(

@@ -161,6 +161,7 @@ def make_setup(plan: Plan) -> Setup:
         )
 
     networks = {}
+    learners = {name for stage in plan.stages for name in plan.learners(stage)}
     for name, network_plan in plan.networks.items():
         with at(f"config.networks.{name}"):
             networks[name] = make_network(
@@ -169,6 +170,7 @@ def make_setup(plan: Plan) -> Setup:
                 input_shape=input_shape,
                 num_classes=train.info.num_classes,
                 precision=plan.precision,
+                remat=plan.train.remat if name in learners else "none",
                 normalisation=plan.data.augment.normalisation,
             )
         _check_task(networks[name], train.info.task)

@@ -19,18 +19,22 @@ def result(stored, tiny):
 
 def test_both_sides_are_measured_in_turns(result):
     rates = result["images_per_second"]
-    assert list(rates) == ["live", "stored"]
+    assert list(rates) == ["live", "stored", "alone"]
     assert all(len(side["rounds"]) == result["rounds"] == 2 for side in rates.values())
     medians = {name: side["median"] for name, side in rates.items()}
     assert result["ratio"] == pytest.approx(
         medians["stored"] / medians["live"], rel=0.01
     )
+    alone = medians["stored"] / medians["alone"]
+    assert result["of_alone"] == pytest.approx(alone, rel=0.01)
     assert result["data"].startswith("synthetic")
 
 
 def test_the_teachers_share_is_counted_from_the_programs(result):
     """Equal networks: a forward of one beside forward and backward of the other."""
     flops = result["gflop_per_step"]
+    # A student alone computes what a student with stored answers does.
+    assert flops["alone"] == flops["stored"]
     counted = flops["live"] / flops["stored"]
     assert result["counted"] == pytest.approx(counted, rel=0.02)
     # Convolution and dense layer forward are 1, their gradients at most 2; the first

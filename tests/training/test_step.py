@@ -10,7 +10,7 @@ import pytest
 from jaxkd.data import Augmentation
 from jaxkd.distill import Method, compose, weighted
 from jaxkd.training import make_eval_step, make_train_step, optimizers, sharding
-from jaxkd.training.step import final_variables
+from jaxkd.training.step import augmentation_key, final_variables
 
 
 def _close(a, b, rtol=2e-5, atol=2e-6):
@@ -364,3 +364,18 @@ def make_step(kit, **options):
         epochs=5,
         **options,
     )
+
+
+def test_the_key_of_the_augmentation_is_known_before_there_is_a_state(make_kit, batch):
+    """What labels images ahead of time draws as the steps will."""
+    seen = []
+
+    class Recorder:
+        def train(self, batch, *, key, epoch, num_classes):
+            seen.append(jax.random.key_data(key))
+            return dict(batch)
+
+    kit = make_kit(augmentation=Recorder())
+    kit.step(kit.state(seed=3), jax.tree.map(jnp.asarray, batch), ())
+    expected = augmentation_key(jax.random.key(3))
+    np.testing.assert_array_equal(seen[0], jax.random.key_data(expected))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import jaxkd
 from jaxkd.data import DamagedFileError
 from jaxkd.training import ConfigError, Workdir
+from jaxkd.training.loop import load_variables
 from jaxkd.training.target_files import (
     check_targets,
     load_targets,
@@ -34,10 +36,11 @@ def workdir(written, tmp_path):
 
 def teacher_of(setup, key=None):
     """Loads a teacher as the loop does: a frozen one is what its `init` makes."""
-    key = setup.seeds.keys() if key is None else key
 
     def load(name):
-        return jax.jit(setup.networks[name].init)(key)
+        if key is not None:
+            return jax.jit(setup.networks[name].init)(key)
+        return load_variables(setup, Workdir(Path()), name, [])
 
     return load
 
