@@ -23,6 +23,11 @@ weights are recomputed. `"blocks"` (or True): the block's input alone.
 
 Block = TypeVar("Block", bound=Callable[..., Any])
 
+KEPT = "dots"
+"""The name under which `jax.ad_checkpoint.checkpoint_name` marks a result that "dots"
+keeps although no single convolution or product computes it."""
+
+_is_named = jax.checkpoint_policies.save_only_these_names(KEPT)
 _REDUCTIONS = (jax.lax.reduce_sum_p, jax.lax.reduce_max_p)
 
 
@@ -46,4 +51,6 @@ def keep_dots(primitive: Any, *_: Any, **params: Any) -> bool:
     if primitive is jax.lax.dot_general_p:
         _, (batch_axes, _) = params["dimension_numbers"]
         return not batch_axes
-    return primitive is jax.lax.conv_general_dilated_p or primitive in _REDUCTIONS
+    if primitive is jax.lax.conv_general_dilated_p or primitive in _REDUCTIONS:
+        return True
+    return _is_named(primitive, **params)

@@ -65,9 +65,8 @@ def run(
         )
 
     for name in _frozen(setup):
-        variables[name] = load_variables(setup, workdir, name, finished)
         if name not in summary["results"]:
-            results = report(evaluation, setup.networks[name], variables[name], workdir)
+            results = report(evaluation, setup.networks[name], load(name), workdir)
             _add_results(summary, {name: results})
     try:
         for stage in setup.stages:

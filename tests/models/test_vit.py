@@ -78,6 +78,34 @@ def test_taps_at_224_pixels(distilled, tokens, abstract):
     assert spec.has_head != distilled and spec.num_classes == 7
 
 
+@pytest.mark.parametrize("size, heads", models.vit.HEADS.items())
+def test_blocks_are_split_by_heads_and_hidden_units(size, heads, abstract):
+    network = models.create(f"deit_{size}_distilled", num_classes=7, width_factor=0.25)
+    partition = network.partition()
+    assert partition.units == {"heads": heads}
+    variables, _ = abstract(network, (32, 32, 3))
+    split = {}
+    for path, leaf in jax.tree.leaves_with_path(variables["params"]):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = partition.spec(name)
+        if spec:
+            assert len(spec) == leaf.ndim
+            # Whole heads of 16 channels, and whole hidden units.
+            assert leaf.shape[spec.index("model")] % (heads * 16) == 0
+            split[name] = spec
+    block = {
+        "attention/qkv/kernel": (None, "model"),
+        "attention/qkv/bias": ("model",),
+        "attention/project/kernel": ("model", None),
+        "hidden/kernel": (None, "model"),
+        "hidden/bias": ("model",),
+        "output/kernel": ("model", None),
+    }
+    assert split == {
+        f"block{i}/{name}": spec for i in range(1, 13) for name, spec in block.items()
+    }
+
+
 def test_small_images_with_small_patches(abstract):
     options = {"num_classes": 10, "patch_size": 4, "width_factor": 1 / 16, "depth": 8}
     _, outputs = abstract(models.create("deit_tiny", **options), (32, 32, 1))

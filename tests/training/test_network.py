@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxkd.layers import BatchNorm, NetworkSpec, Outputs
+from jaxkd.layers import BatchNorm, NetworkSpec, Outputs, Partition
 from jaxkd.training import from_linen, from_nnx
 
 
@@ -75,6 +75,9 @@ class Split(nn.Module):
         x = BatchNorm(name="second")(2.0 * x + 1.0, train)
         return Outputs(logits=x.mean((1, 2)), taps={})
 
+    def partition(self):
+        return Partition(rules={"kernel": (None, "model")}, units={})
+
     def facts(self, input_shape):
         return {"bytes": self.facts_per_image * input_shape[0]}
 
@@ -127,6 +130,13 @@ def test_batch_norms_of_flax_are_frozen_too_and_none_at_all_is_an_error():
 def test_a_module_may_state_facts_about_itself():
     assert from_linen("net", Split(), (4, 4, 3)).facts == {"bytes": 12}
     assert from_linen("net", Tiny(), (4, 4, 3)).facts == {}
+
+
+def test_a_module_may_say_how_it_is_split():
+    network = from_linen("net", Split(), (4, 4, 3))
+    assert network.partition is not None
+    assert network.partition.spec("Dense_0/kernel") == (None, "model")
+    assert from_linen("net", Tiny(), (4, 4, 3)).partition is None
 
 
 class TinyNnx(nnx.Module):

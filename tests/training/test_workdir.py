@@ -4,6 +4,8 @@ import json
 import math
 import subprocess
 import sys
+import time
+import types
 
 import jax
 import numpy as np
@@ -217,6 +219,45 @@ def test_no_revision_without_git(monkeypatch):
 
 def test_simulated_devices_are_called_simulated():
     assert workdir_lib.describe_device() == "8 x cpu (simulated on one host)"
+
+
+def test_devices_of_several_processes_are_told(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert workdir_lib.describe_device() == "8 x cpu in 2 processes"
+
+
+def test_the_first_process_claims_the_folder_for_all(tmp_path):
+    folder = Workdir(tmp_path)
+    assert not folder.claimed(_plan())
+    folder.claim(_plan())
+    assert folder.claimed(_plan())
+    assert not folder.claimed(_plan(seed=5))
+
+
+def test_other_processes_wait_for_a_file_that_appears_late(tmp_path, monkeypatch):
+    folder, other = Workdir(tmp_path), Workdir(tmp_path)
+    other.writes = False
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            folder.claim(_plan())
+
+    clock = types.SimpleNamespace(sleep=sleep, monotonic=time.monotonic)
+    monkeypatch.setattr(workdir_lib, "time", clock)
+    assert other.claimed(_plan())
+    assert len(waits) == 3
+    monkeypatch.setattr(workdir_lib, "_VISIBLE_SECONDS", 0)
+    assert not other.claimed(_plan(seed=5))
+
+
+def test_progress_is_what_is_finished_and_what_is_saved(begun, tmp_path):
+    assert begun.progress() == ([], ["student/4"])
+    (tmp_path / "checkpoints" / "student" / "12").mkdir()
+    begun.write_summary({"stages": [{"name": "teacher"}], "results": {}})
+    assert begun.progress() == (["teacher"], ["student/12", "student/4"])
+    assert Workdir(tmp_path / "new").progress() == ([], [])
 
 
 def test_a_file_is_replaced_wholly_or_not_at_all(tmp_path, monkeypatch):

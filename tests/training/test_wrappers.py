@@ -1,5 +1,7 @@
 """Networks made of networks."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxkd.distill import Method, no_state
-from jaxkd.layers import BatchNorm, Outputs
+from jaxkd.layers import BatchNorm, Outputs, Partition
 from jaxkd.numerics import resize_bilinear
 from jaxkd.training import from_linen
 from jaxkd.training.wrappers import (
@@ -77,6 +79,16 @@ def test_joined_networks_give_what_each_gives_alone(joined):
         close(got.logits, expected.logits)
         close(member(collections, name), {"batch_stats": updated["batch_stats"]})
     assert [spec.taps["pooled"] for spec in both.spec.peers] == [(8,), (16,)]
+
+
+def test_joined_networks_are_split_as_their_members(joined):
+    members, both, _ = joined
+    assert both.partition is None
+    rules = Partition(rules={"head/kernel": (None, "model")}, units={"heads": 3})
+    split = join([dataclasses.replace(members[0], partition=rules), members[1]], SHAPE)
+    assert split.partition.spec("a/head/kernel") == (None, "model")
+    assert split.partition.spec("b/head/kernel") == ()
+    assert split.partition.units == {"heads of a": 3}
 
 
 def test_members_and_gather_are_inverse(joined):
