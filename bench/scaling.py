@@ -5,9 +5,9 @@
 prints one JSON line. Everything is simulated on the cores of one host. `traffic` counts
 the collectives of the compiled step on 1, 2, 4 and 8 simulated devices: what real ones
 would send, apart from what their compilers do better (those of GPUs and TPUs make
-reduce-scatters of the sums that only fsdp's parts need). `processes` times the step on
-two simulated devices, in one process and in two that exchange through gloo; they take
-turns. It says nothing about the speed of a network.
+reduce-scatters of the sums that fsdp needs in parts). `seconds_per_step` are those on
+two simulated devices, in one process and in two that exchange through gloo and take
+turns with the first; `ratio` is two over one. It says nothing about real networks.
 
 The step is that of `python -m jaxkd.main`: a student of configs/kd.py learns from its
 frozen teacher on random images in the shape of CIFAR, in float32. Bytes are per step;
@@ -299,12 +299,12 @@ def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
         with environment(XLA_FLAGS=flags, JAX_NUM_CPU_DEVICES=count):
             measuring.use_device("cpu")
             traffic = count_traffic(options, data)
-        seconds = time_processes(options, data) if options.rounds else None
+        seconds = time_processes(options, data) if options.rounds else {}
     return {
         "benchmark": "scaling",
         "simulated": True,
+        **_compared(seconds),
         "traffic": traffic,
-        "processes": None if seconds is None else _compared(seconds),
         "pair": options.pair,
         "batch_size": options.batch_size,
         "dtype": "float32",
@@ -317,9 +317,10 @@ def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
 
 
 def _compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Seconds per step, and how much faster one process is than two."""
+    """Seconds per step, and how much longer a step takes in two processes."""
+    if not seconds:
+        return {"ratio": None, "seconds_per_step": None}
     return {
-        "simulated_devices": 2,
         "ratio": measuring.ratio_of(seconds["2"], seconds["1"]),
         "seconds_per_step": {
             name: measuring.spread(values, 4) for name, values in seconds.items()

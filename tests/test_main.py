@@ -109,7 +109,13 @@ def _records(workdir, *, without=()):
     return [{k: v for k, v in r.items() if k not in without} for r in lines]
 
 
-TIMES = ("images_per_second", "step_seconds", "data_seconds")
+TIMES = (
+    "images_per_second",
+    "step_seconds",
+    "data_seconds",
+    "flops_per_second",
+    "ceiling_share",
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,12 @@
-"""Batch normalisation against numpy and against autodiff of its formula."""
+"""The norms against numpy, Flax and automatic differentiation of their formulas."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.layers import BatchNorm
+from jaxkd.layers import BatchNorm, LayerNorm
 from jaxkd.layers.norm import _normalize
 
 
@@ -160,3 +161,58 @@ def test_eight_devices_normalise_by_the_global_batch():
         jax.jit(step)(v, sharded),
         jax.jit(step)(v, x),
     )
+
+
+def tokens(dtype=jnp.float32):
+    """Tokens far from zero, whose variance a single pass would lose."""
+    x = jnp.asarray(data(2, 5, 16) + 100.0, dtype)
+    params = variables(16)["params"]
+    return x, params
+
+
+def layer_norms(dtype=jnp.float32):
+    options = {"epsilon": 1e-6, "dtype": dtype}
+    flax_norm = nn.LayerNorm(use_fast_variance=False, **options)
+    return LayerNorm(**options), flax_norm
+
+
+def test_layer_norm_is_that_of_flax_with_its_parameters():
+    x, params = tokens()
+    ours, reference = layer_norms()
+    drawn = ours.init(jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(
+        jnp.shape, reference.init(jax.random.key(0), x)
+    )
+    y, expected = (m.apply({"params": params}, x) for m in (ours, reference))
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_layer_norm_has_derivatives_of_every_kind():
+    x, params = tokens()
+    direction = jnp.asarray(data(2, 5, 16, seed=1))
+
+    def of(norm):
+        def total(params, x):
+            return jnp.sum(jnp.tanh(norm.apply({"params": params}, x)) * direction)
+
+        gradient = jax.jit(jax.grad(total, (0, 1)))
+        _, tangent = jax.jvp(lambda x: total(params, x), (x,), (direction,))
+        curvature = jax.grad(lambda x: jnp.vdot(gradient(params, x)[1], direction))(x)
+        return gradient(params, x), tangent, curvature
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-3),
+        *map(of, layer_norms()),
+    )
+
+
+def test_layer_norm_of_narrow_tokens_keeps_them_narrow_and_computes_wide():
+    x, params = tokens(jnp.bfloat16)
+    ours, _ = layer_norms(jnp.bfloat16)
+    y, pull = jax.vjp(lambda x: ours.apply({"params": params}, x), x)
+    _, reference = layer_norms()
+    expected = reference.apply({"params": params}, x.astype(jnp.float32))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=0.01, atol=0.02)
+    kept = [a for a in jax.tree.leaves(pull) if a.shape == x.shape]
+    assert kept and all(a.dtype == jnp.bfloat16 for a in kept)

@@ -170,6 +170,14 @@ def test_fsdp_gathers_every_split_parameter_once(sent):
     assert found == {("all-reduce", 8): (len(SMALL_SUMS), sum(SMALL_SUMS))}
 
 
+def test_micro_batches_gather_once_and_sum_each_time(sent):
+    traffic = sum_up(sent(sharding.make_mesh(data=2, fsdp=4), accumulate=2))
+    assert traffic.keys() == {"all-gather", "all-reduce"}
+    assert traffic["all-gather"].bytes == KERNELS
+    each_time = sum(SMALL_SUMS) + KERNELS + KERNELS // 4
+    assert traffic["all-reduce"].bytes == 2 * each_time + 4 * 2 * 2
+
+
 def test_arrays_that_fsdp_does_not_divide_cost_no_gather(sent):
     plain, fsdp = sent(sharding.make_mesh()), sent(sharding.make_mesh(fsdp=8))
     assert _by_devices(fsdp) == _by_devices(plain)
