@@ -386,7 +386,7 @@ def _mistake(capsys, tiny, tmp_path, *arguments):
         ("--config.data.colour=True", "has no option 'colour'"),
         (
             "--config.mesh.fsdp=3",
-            "config.mesh: data 2 x fsdp 3 x model 1 = 6 devices wanted, 8 present; leave",
+            "config.mesh: data 2 x fsdp 3 x model 1 = 6 devices wanted, 8 present; ",
         ),
         ("--config.mesh.model=2", "config.mesh.model: 2, but network 'teacher' (resne"),
         ("--distributed=here", "--distributed: must be off, auto or HOST:PORT,COUNT,"),

@@ -27,8 +27,18 @@ def map_images(
     size = _images_at_once(count, values)
     if size == count:
         return function(images)
-    results = jax.lax.map(function, _split(images, size))
-    return results.reshape(count, *results.shape[2:])
+    parts = _split(images, size)
+    shape = jax.eval_shape(function, parts[0]).shape
+
+    def body(i: jax.Array, results: jax.Array) -> jax.Array:
+        part = jax.lax.dynamic_index_in_dim(parts, i, keepdims=False)
+        return jax.lax.dynamic_update_index_in_dim(results, function(part), i, 0)
+
+    # To be overwritten. Zeros, as `jax.lax.map` takes, would be one constant for all
+    # loops of a program, which XLA then copies for each.
+    start = jnp.broadcast_to(images.reshape(-1)[0], (count // size, *shape))
+    results = jax.lax.fori_loop(0, count // size, body, start)
+    return results.reshape(count, *shape[1:])
 
 
 def sum_images(

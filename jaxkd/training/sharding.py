@@ -118,8 +118,8 @@ def process_part(mesh: Mesh) -> tuple[int, int]:
     if sum(map(len, distinct)) != parts or len({len(r) for r in distinct}) > 1:
         axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
         raise ValueError(
-            f"{axes} would give processes unequal or overlapping parts of a batch; take "
-            f"{MODEL_AXIS} from the divisors or the multiples of a process's devices"
+            f"{axes} would give processes unequal or overlapping parts of a batch; "
+            f"take {MODEL_AXIS} from the divisors or multiples of a process's devices"
         )
     own = tuple(sorted(rows[jax.process_index()]))
     return distinct.index(own), len(distinct)

