@@ -12,7 +12,8 @@ program is compiled for all seeds. Prints Markdown; `--out` also writes JSON, ad
 a file that is there if the same settings made it.
 
 The cost of a step is measured, not counted: the median over the steps of all seeds,
-divided by that of KD in the same run.
+divided by that of KD in the same run. Other work on the machine spoils it; `--busy`
+leaves it out.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class Options:
     seeds: int
     batch_size: int
     teacher_epochs: int | None = None
+    busy: bool = False
 
     @property
     def networks(self) -> tuple[dict, dict]:
@@ -151,6 +153,9 @@ def parse(arguments: Sequence[str] | None) -> tuple[Options, list[str], Path | N
     parser.add_argument("--width", type=float, help="width factor of the student")
     parser.add_argument("--teacher-width", type=float, help="that of the teacher")
     parser.add_argument("--batch-size", type=int)
+    parser.add_argument(
+        "--busy", action="store_true", help="other work runs: keep no times"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write or to add to")
     args = parser.parse_args(arguments)
     teacher_width, width = WIDTHS.get(args.data, (1.0, 1.0))
@@ -164,6 +169,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Options, list[str], Path | N
         seeds=args.seeds,
         batch_size=args.batch_size or (8 if args.data == "sample" else 64),
         teacher_epochs=TEACHER_EPOCHS.get(args.data),
+        busy=args.busy,
     )
     known = shared.SEGMENTATION if args.data == "sample" else shared.RECIPES
     methods = list(known) if args.methods == "all" else args.methods.split(",")
@@ -221,9 +227,10 @@ class Bench:
         for stage in own:
             scores, seconds = self._train(setup, stage, variables)
         costs = setup.costs[own[-1].learners[0]]
+        busy = self._options.busy
         return {
             "scores": scores,
-            "milliseconds": 1e3 * statistics.median(seconds),
+            "milliseconds": None if busy else 1e3 * statistics.median(seconds),
             "params": costs.params,
             "stages": len(own),
         }
@@ -358,7 +365,7 @@ def markdown(results: dict[str, Any]) -> str:
             # Seeds are paired: they share teacher, initial weights and batches.
             gains = [a - b for a, b in zip(row["scores"], none, strict=True)]
             gain = f"{100 * mean(gains):+.2f} ± {100 * deviation(gains):.2f}"
-        if kd is not None:
+        if kd is not None and row["milliseconds"] is not None:
             ratio = f"{row['milliseconds'] / kd:.2f}"
         lines.append(f"| `{name}` | {spread(row['scores'])} | {gain} | {ratio} |")
     taught = settings["teacher_epochs"]

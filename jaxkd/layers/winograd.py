@@ -19,7 +19,7 @@ CVPR 2016.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,20 +29,19 @@ from jaxtyping import Array, Float
 from jaxkd.layers.chunks import map_images, sum_images
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
-Grid = Sequence[Sequence[jax.Array]]
 
 _KERNEL_TERMS = np.array(
     [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32
 )
-# Both axes at once: from 9 numbers of a kernel to 16.
-_KERNEL_TERMS_2D = np.kron(_KERNEL_TERMS, _KERNEL_TERMS)
+# Both axes at once: from 9 numbers of a kernel to 16, columns first.
+_KERNEL_TERMS_2D = np.einsum("ia,jb->jiab", _KERNEL_TERMS, _KERNEL_TERMS).reshape(16, 9)
 
 
 def winograd_convolution(
     images: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c k"], padding: Padding
 ) -> Float[Array, "b new_h new_w k"]:
     """The convolution (without flipping the kernel) of stride 1."""
-    return _convolve(images, _kernel_terms(kernel, _KERNEL_TERMS_2D), 0, padding)
+    return _convolve(images, _kernel_terms(kernel, _KERNEL_TERMS_2D), 1, padding)
 
 
 def winograd_input_gradient(
@@ -54,7 +53,7 @@ def winograd_input_gradient(
     (top, bottom), (left, right) = padding
     flipped = _kernel_terms(kernel, _KERNEL_TERMS_2D[:, ::-1])
     return _convolve(
-        gradient, flipped, 1, ((2 - top, 2 - bottom), (2 - left, 2 - right))
+        gradient, flipped, 2, ((2 - top, 2 - bottom), (2 - left, 2 - right))
     )
 
 
@@ -67,46 +66,44 @@ def winograd_kernel_gradient(
     _, height, width, features = gradient.shape
     channels = images.shape[-1]
 
-    def part(images: jax.Array, gradient: jax.Array) -> list[jax.Array]:
-        left = _input_grid(images, padding, (height, width))
-        right = _gradient_grid(gradient)
-        return [
-            _over_pixels(a, b)
-            for left_row, right_row in zip(left, right, strict=True)
-            for a, b in zip(left_row, right_row, strict=True)
-        ]
+    def part(images: jax.Array, gradient: jax.Array) -> jax.Array:
+        left = _input_tiles(images, padding, (height, width))
+        right = _gradient_tiles(gradient)
+        return jax.lax.dot_general(
+            left.reshape(16, -1, channels),
+            right.reshape(16, -1, features),
+            (((1,), (1,)), ((0,), (0,))),
+        )
 
-    sums = sum_images(
+    terms = sum_images(
         part, images, gradient, values=16 * _tiles(height, width) * (channels + features)
     )
-    terms = jnp.stack(sums).reshape(16, channels * features)
-    kernel = jnp.asarray(_KERNEL_TERMS_2D.T) @ terms
+    kernel = jnp.asarray(_KERNEL_TERMS_2D.T) @ terms.reshape(16, channels * features)
     return kernel.reshape(3, 3, channels, features)
 
 
 def _convolve(
-    images: jax.Array, kernel: Sequence[jax.Array], axis: int, padding: Padding
+    images: jax.Array, kernel: jax.Array, axis: int, padding: Padding
 ) -> jax.Array:
     """The convolution with a transformed kernel, whose axis `axis` is summed over."""
     (top, bottom), (left, right) = padding
     _, height, width, channels = images.shape
     height, width = height + top + bottom - 2, width + left + right - 2
-    features = kernel[0].shape[1 - axis]
+    features = kernel.shape[3 - axis]
 
     def part(images: jax.Array) -> jax.Array:
-        grid = _input_grid(images, padding, (height, width))
-        products = [
-            [
-                jax.lax.dot_general(x, kernel[4 * i + j], (((3,), (axis,)), ((), ())))
-                for j, x in enumerate(row)
-            ]
-            for i, row in enumerate(grid)
-        ]
-        results = _both_axes(_output_terms, products)
-        # [b, h/2, w/2, k] of the four pixels of a tile -> [b, h, w, k].
-        joined = jnp.stack([jnp.stack(row, axis=3) for row in results], axis=2)
-        _, rows, _, columns, _, _ = joined.shape
-        joined = joined.reshape(-1, 2 * rows, 2 * columns, features)
+        tiles = _input_tiles(images, padding, (height, width))
+        batch, rows, columns = tiles.shape[2:5]
+        products = jax.lax.dot_general(
+            tiles.reshape(16, -1, channels), kernel, (((2,), (axis,)), ((0,), (0,)))
+        )
+        products = products.reshape(4, 4, batch, rows, columns, features)
+        # Two columns of two rows each, `[b, h/2, w/2, k]` -> [b, h, w, k].
+        results = [_output_terms(column) for column in _output_terms(products)]
+        joined = jnp.stack(
+            [jnp.stack(row, axis=3) for row in zip(*results, strict=True)], axis=2
+        )
+        joined = joined.reshape(batch, 2 * rows, 2 * columns, features)
         return joined[:, :height, :width]
 
     return map_images(
@@ -118,65 +115,51 @@ def _tiles(height: int, width: int) -> int:
     return -(-height // 2) * -(-width // 2)
 
 
-def _kernel_terms(kernel: jax.Array, matrix: np.ndarray) -> list[jax.Array]:
-    """The 16 `[in, out]` matrices of a kernel."""
+def _kernel_terms(kernel: jax.Array, matrix: np.ndarray) -> jax.Array:
+    """The 16 matrices `[16, in, out]` of a kernel."""
     _, _, channels, features = kernel.shape
     terms = jnp.asarray(matrix) @ kernel.reshape(9, channels * features)
-    return list(terms.reshape(16, channels, features))
+    return terms.reshape(16, channels, features)
 
 
-def _input_grid(images: jax.Array, padding: Padding, new_size: tuple[int, int]) -> Grid:
-    """4x4 arrays `[b, h/2, w/2, c]`: the transformed tiles."""
+def _input_tiles(
+    images: jax.Array, padding: Padding, new_size: tuple[int, int]
+) -> jax.Array:
+    """The transformed tiles, `[4, 4, b, h/2, w/2, c]`."""
     rows, columns = (-(-size // 2) for size in new_size)
     edges = [
         # An odd size has a last tile that reaches one pixel further.
         (low, high + size % 2, 0)
         for (low, high), size in zip(padding, new_size, strict=True)
     ]
-    padded = jax.lax.pad(
-        images, jnp.zeros((), images.dtype), [(0, 0, 0), *edges, (0, 0, 0)]
-    )
-    pixels = [
-        [padded[:, i:][:, : 2 * rows : 2, j:][:, :, : 2 * columns : 2] for j in range(4)]
-        for i in range(4)
-    ]
-    return _both_axes(_input_terms, pixels)
+    padded = _pad(images, edges)
+    across = [padded[:, i : i + 2 * rows - 1 : 2] for i in range(4)]
+    terms = jnp.stack(_input_terms(across))
+    along = [terms[:, :, :, j : j + 2 * columns - 1 : 2] for j in range(4)]
+    return jnp.stack(_input_terms(along))
 
 
-def _gradient_grid(gradient: jax.Array) -> Grid:
-    """4x4 arrays `[b, h/2, w/2, k]`: the transformed tiles of a gradient."""
+def _gradient_tiles(gradient: jax.Array) -> jax.Array:
+    """The transformed tiles of a gradient, `[4, 4, b, h/2, w/2, k]`."""
     _, height, width, _ = gradient.shape
-    edges = [(0, 0, 0), (0, height % 2, 0), (0, width % 2, 0), (0, 0, 0)]
-    even = jax.lax.pad(gradient, jnp.zeros((), gradient.dtype), edges)
-    pixels = [[even[:, i::2, j::2] for j in range(2)] for i in range(2)]
-    return _both_axes(_gradient_terms, pixels)
+    even = _pad(gradient, [(0, height % 2, 0), (0, width % 2, 0)])
+    terms = jnp.stack(_gradient_terms([even[:, i::2] for i in range(2)]))
+    return jnp.stack(_gradient_terms([terms[:, :, :, j::2] for j in range(2)]))
 
 
-def _both_axes(
-    terms: Callable[[Sequence[jax.Array]], list[jax.Array]], grid: Grid
-) -> list[list[jax.Array]]:
-    """Applies the transform of one axis to the columns and then to the rows."""
-    columns = [terms(column) for column in zip(*grid, strict=True)]
-    return [terms(row) for row in zip(*columns, strict=True)]
+def _pad(images: jax.Array, edges: Sequence[tuple[int, int, int]]) -> jax.Array:
+    edges = [(0, 0, 0), *edges, (0, 0, 0)]
+    return jax.lax.pad(images, jnp.zeros((), images.dtype), edges)
 
 
-def _input_terms(d: Sequence[jax.Array]) -> list[jax.Array]:
+def _input_terms(d: Sequence[jax.Array] | jax.Array) -> list[jax.Array]:
     return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
 
 
-def _output_terms(m: Sequence[jax.Array]) -> list[jax.Array]:
+def _output_terms(m: Sequence[jax.Array] | jax.Array) -> list[jax.Array]:
     return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
 
 
-def _gradient_terms(g: Sequence[jax.Array]) -> list[jax.Array]:
+def _gradient_terms(g: Sequence[jax.Array] | jax.Array) -> list[jax.Array]:
     """The transpose of `_output_terms`."""
     return [g[0], g[0] + g[1], g[0] - g[1], -g[1]]
-
-
-def _over_pixels(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`[b, h, w, c]` and `[b, h, w, k]` -> `[c, k]`.
-
-    One long axis: contracting three makes XLA transpose an operand first.
-    """
-    a, b = (x.reshape(-1, x.shape[-1]) for x in (a, b))
-    return jax.lax.dot_general(a, b, (((0,), (0,)), ((), ())))

@@ -9,6 +9,8 @@ value and the gradients stay finite.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -195,6 +197,7 @@ def wsld(
     return keep(-jnp.expm1(-ratio) * soft, where)
 
 
+@functools.partial(rowwise, narrow_only=True)
 def hard_distillation(
     student: Float[Array, "*batch k"],
     teacher: Float[Array, "..."],

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Float, Integer
 
 
 def log_normalizer(
@@ -49,16 +49,19 @@ def pick(
     >>> pick(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([1, 0])).tolist()
     [2.0, 3.0]
     """
-    entries = jnp.where(_at(index, x), x, 0.0)
+    return _pick(x, index)
+
+
+# One call instead of many, outside of jit.
+@functools.partial(jax.jit, inline=True)
+def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
+    entries = jnp.where(jax.nn.one_hot(index, x.shape[-1], dtype=bool), x, 0.0)
     inside = (index >= 0) & (index < x.shape[-1])
     return jnp.where(inside, jnp.sum(entries, axis=-1), jnp.nan)
 
 
-def _at(index: jax.Array, x: jax.Array) -> Bool[Array, "*rows k"]:
-    return jax.nn.one_hot(index, x.shape[-1], dtype=bool)
-
-
 @jax.custom_jvp
+@functools.partial(jax.jit, inline=True)
 def _log_sum(x: jax.Array, maximum: jax.Array) -> jax.Array:
     return jnp.log(jnp.sum(jnp.exp(x - maximum[..., None]), axis=-1))
 

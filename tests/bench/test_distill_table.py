@@ -28,7 +28,8 @@ def results(**methods):
             "teacher_width": 1.0,
             "width": 0.5,
             "data": "digits",
-            "epochs": 2,
+            "epochs": 8,
+            "teacher_epochs": 4,
             "seeds": 2,
         },
         "methods": methods,
@@ -58,8 +59,13 @@ def test_rows_show_means_paired_gains_and_the_cost_of_a_step(bench):
     # The gain is the same for both seeds, although the scores differ much.
     assert "| `kd` | 77.00 ± 7.07 | +2.00 ± 0.00 | 1.00 |" in text
     assert "| `at` | 75.00 ± 21.21 | +0.00 ± 14.14 | 1.25 |" in text
-    assert "2 min in all" in text
+    assert "8 epochs (teacher 4), 2 seeds" in text and "2.0 min in all" in text
     assert "`fsp` does not fit this pair: other channels" in text
+
+
+def test_a_busy_machine_keeps_no_times(bench):
+    text = bench.markdown(results(none=row([0.7, 0.8], None), kd=row([0.7, 0.8], None)))
+    assert "| `kd` | 75.00 ± 7.07 | +0.00 ± 0.00 |  |" in text
 
 
 def test_the_baseline_and_kd_come_first_and_unknown_names_are_refused(bench, capsys):
