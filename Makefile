@@ -19,10 +19,10 @@ demo: $(VENV)/.core  ## train and compare on the shipped CT slices, into runs/de
 	@$(BIN)/python -m jaxkd.main --config=configs/hlfd.py --workdir=runs/demo
 
 test: $(VENV)/.dev  ## run the tests; `make test ARGS=tests/losses` for some of them
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.dev  ## run the tests marked slow
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
 
 lint: $(VENV)/.dev  ## check style and format
 	@$(BIN)/ruff check .

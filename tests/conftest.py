@@ -38,24 +38,6 @@ sys.modules[_checker.__name__] = _checker
 jaxtyping.install_import_hook("jaxkd", f"{_checker.__name__}.check")
 
 
-# Tests of these files share nothing; those of all others share runs, and the programs
-# that JAX keeps in a process. The networks are made once for their whole folder.
-_ROOT = Path(__file__).parent
-_APART = {"losses/test_contract.py", "distill/test_contract.py", "golden"}
-_WHOLE_FOLDERS = {"models"}
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Keeps tests that share something in one process (`--dist loadgroup`)."""
-    for item in items:
-        path = item.path.relative_to(_ROOT).as_posix()
-        folder = path.split("/")[0]
-        if path not in _APART and folder not in _APART:
-            group = folder if folder in _WHOLE_FOLDERS else path
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
 def pytest_sessionfinish(session):
     """Removes the compiled programs when the last process of the run ends."""
     is_worker = hasattr(session.config, "workerinput")
