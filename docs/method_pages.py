@@ -233,11 +233,11 @@ def table_page(results: dict[str, dict]) -> str:
         "outvote the labels here: where the student ends far below the one alone, that",
         "is what the row shows, not a fault of the method.",
         "",
-        "On liver slices of 64x64 pixels the student is far below its teacher, and so it",
-        "stays. `kd` and `skd_pixel`, which weigh all pixels alike, nearly all of them",
-        "background, end with hardly any liver found. The machine did other work, so this",
-        "table has no times; `skd`, which trains a critic of whole maps, was left out for",
-        "its time.",
+        "On liver slices of 64x64 pixels the student is far below its teacher, and so",
+        "it stays. `kd` and `skd_pixel`, which weigh all pixels alike, nearly all of",
+        "them background, end with hardly any liver found. The machine did other work,",
+        "so this table has no times; `skd`, which trains a critic of whole maps, was",
+        "left out for its time.",
         "",
     ]
     for name, data in results.items():

@@ -88,7 +88,7 @@ def compile_ahead(
     )
 
 
-def _keep_barriers() -> dict[str, str] | None:
+def _keep_barriers() -> dict[str, str | bool] | None:
     """Compiler options under which rematerialisation saves memory.
 
     `jax.checkpoint` puts a barrier between the backward pass and what it recomputes. On
