@@ -205,8 +205,12 @@ def gradient(network, v, x):
 def test_remat_changes_no_number_and_everything_learns(randomised, quick_jit):
     plain, remat = tiny(distilled=True), tiny(distilled=True, remat=True)
     v, x = randomised(plain, SHAPE), images()
-    jaxpr = str(jax.make_jaxpr(functools.partial(gradient, remat))(v, x))
-    assert "remat" in jaxpr
+    # The tangents of norms and attention weights are recomputed in any case.
+    count, least = (
+        str(jax.make_jaxpr(functools.partial(gradient, n))(v, x)).count("remat")
+        for n in (remat, plain)
+    )
+    assert count > least
     one = quick_jit(functools.partial(gradient, plain))(v, x)
     two = quick_jit(functools.partial(gradient, remat))(v, x)
     for (path, a), b in zip(
