@@ -36,7 +36,7 @@ def count_costs(function: Callable[..., Any], *abstract_args: Any) -> Costs:
     """Counts the multiply-accumulates that the results of a function depend on.
 
     Operations whose results reach no output are not counted. The costlier branch of a
-    `cond` counts, and a `scan` counts its body as often as it runs.
+    `cond` counts, of `platform_dependent` functions the default one, and a `scan` counts its body as often as it runs.
 
     Args:
       function: any function that JAX can trace; return only what is to be read.
@@ -152,6 +152,11 @@ def _count_equation(equation: Any, wanted: list[bool]) -> tuple[int, list[bool]]
             )
         return 0, everything
     if name == "cond":
+        # What a program does on one platform in a way of its own is counted as what it
+        # does on the others.
+        platforms = equation.params.get("branches_platforms") or ()
+        if None in platforms:
+            bodies = [bodies[platforms.index(None)]]
         return max(_count(body, wanted)[0] for body in bodies), everything
     body = bodies[0]
     same_inputs = len(body.invars) == len(everything)

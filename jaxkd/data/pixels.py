@@ -112,6 +112,10 @@ def resize_image(image: np.ndarray, size: int) -> np.ndarray:
     """
     if image.shape[:2] == (size, size):
         return image
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        # As below, in one call.
+        colours = Image.fromarray(np.ascontiguousarray(image))
+        return np.asarray(colours.resize((size, size), Image.Resampling.BILINEAR))
     channels = [
         Image.fromarray(np.ascontiguousarray(image[..., i])).resize(
             (size, size), Image.Resampling.BILINEAR

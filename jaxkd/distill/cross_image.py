@@ -30,6 +30,7 @@ from jaxkd.distill.modules import apply_module, init_module
 from jaxkd.distill.registry import register
 from jaxkd.layers import BatchNorm, fan_in_uniform
 from jaxkd.layers.blocks import Maps, NewMaps
+from jaxkd.layers.convolution import Conv
 from jaxkd.losses.checks import check_positive
 from jaxkd.numerics import adaptive_average_pool, l2_normalize, resize_nearest
 
@@ -51,7 +52,7 @@ class PixelProjector(nn.Module):
         """Maps `[b, h, w, c]` to `[b, h, w, features]`."""
 
         def conv(x: jax.Array, name: str) -> jax.Array:
-            return nn.Conv(
+            return Conv(
                 self.features,
                 (1, 1),
                 use_bias=False,

@@ -23,6 +23,7 @@ from jaxkd.distill.registry import register
 from jaxkd.distill.taps import last_stage
 from jaxkd.layers import BatchNorm, NetworkSpec, bias_uniform, fan_in_uniform
 from jaxkd.layers.blocks import Maps, NewMaps
+from jaxkd.layers.convolution import Conv
 from jaxkd.losses.checks import check_positive, mean_per_example
 from jaxkd.losses.factor import Variant
 
@@ -226,7 +227,7 @@ def _conv(
     bias_init: Initializer | None = None,
 ) -> jax.Array:
     """A padded 3x3 convolution, without a bias if its initialiser is None."""
-    return nn.Conv(
+    return Conv(
         features,
         (3, 3),
         padding=((1, 1), (1, 1)),

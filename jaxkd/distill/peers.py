@@ -32,6 +32,7 @@ from jaxkd.layers import (
     fan_in_uniform,
     kaiming_normal,
 )
+from jaxkd.layers.convolution import Conv
 from jaxkd.losses.checks import check_fraction, check_positive
 
 
@@ -61,7 +62,7 @@ class EarlyClassifier(nn.Module):
         for i, (width, size) in enumerate(
             ((narrow, (1, 1)), (narrow, self.window), (self.features, (1, 1)))
         ):
-            x = nn.Conv(
+            x = Conv(
                 width,
                 size,
                 strides=size,

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxkd.layers.convolution import Conv
 from jaxkd.layers.initializers import bias_uniform, fan_in_uniform, kaiming_normal
 from jaxkd.layers.norm import BatchNorm
 
@@ -26,7 +27,7 @@ def conv(
 ) -> nn.Conv:
     """A Kaiming-initialised convolution without bias, padded by half its odd kernel."""
     half = kernel_size // 2
-    return nn.Conv(
+    return Conv(
         features,
         (kernel_size, kernel_size),
         strides=(stride, stride),
@@ -43,7 +44,7 @@ def biased_conv(
 ) -> nn.Conv:
     """A padded convolution with bias, both drawn uniformly within `1/sqrt(fan_in)`."""
     half = kernel_size // 2
-    return nn.Conv(
+    return Conv(
         features,
         (kernel_size, kernel_size),
         padding=((half, half), (half, half)),

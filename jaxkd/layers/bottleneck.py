@@ -43,6 +43,7 @@ from flax.linen import initializers
 from jaxtyping import Array, Float
 
 from jaxkd.layers.blocks import Maps, NewMaps
+from jaxkd.layers.convolution import Conv
 from jaxkd.layers.initializers import fan_in_uniform
 from jaxkd.layers.norm import BatchNorm
 from jaxkd.layers.pooling import max_pool
@@ -142,7 +143,7 @@ class _Sequence(nn.Module):
                 width, window, padding="VALID", kernel_init=init, **options
             )
         padding = ((layer.padding, layer.padding),) * 2
-        return nn.Conv(
+        return Conv(
             width, window, padding=padding, kernel_init=fan_in_uniform, **options
         )
 

@@ -19,6 +19,7 @@ from flax.typing import Initializer
 from jaxtyping import Array, Float
 
 from jaxkd.layers.blocks import Maps, NewMaps
+from jaxkd.layers.convolution import Conv
 from jaxkd.layers.initializers import bias_uniform, fan_in_uniform
 from jaxkd.layers.norm import BatchNorm
 from jaxkd.numerics import adaptive_average_pool, resize_nearest
@@ -361,7 +362,7 @@ def _convolve(
     kernel_init: Initializer = fan_in_uniform,
 ) -> jax.Array:
     size = (kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size
-    return nn.Conv(
+    return Conv(
         features,
         size,
         strides=(stride, stride),

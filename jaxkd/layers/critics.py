@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxkd.layers.blocks import Maps, NewMaps
+from jaxkd.layers.convolution import Conv
 from jaxkd.layers.initializers import bias_uniform, fan_in_uniform
 from jaxkd.numerics import l2_normalize
 
@@ -133,7 +134,7 @@ class Critic(nn.Module):
             x = nn.leaky_relu(x, 0.1)
             if i >= depth - 2:
                 x = SelfAttention(name=f"attention{i}")(x, train)
-        x = nn.Conv(
+        x = Conv(
             1,
             (4, 4),
             padding="VALID",

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxkd.layers import rules
+
 
 class BatchNorm(nn.Module):
     """Normalises every channel to zero mean and unit variance, then scales it.
@@ -45,6 +47,9 @@ class BatchNorm(nn.Module):
         self, x: Float[Array, "*lead c"], train: bool
     ) -> Float[Array, "*lead c"]:
         """Normalises `[..., channels]`; `train` selects the batch's statistics."""
+        return rules.obey(self, self._normalised, x, train)
+
+    def _normalised(self, x: jax.Array, train: bool) -> jax.Array:
         channels = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)

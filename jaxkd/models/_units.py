@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxkd.layers import BatchNorm, kaiming_normal
+from jaxkd.layers.convolution import Conv
 
 
 class ConvNorm(nn.Module):
@@ -42,7 +43,7 @@ class ConvNorm(nn.Module):
     ) -> Float[Array, "b new_h new_w new_c"]:
         """Maps `[b, h, w, c]` to `[b, ceil(h/stride), ceil(w/stride), features]`."""
         half = self.kernel_size // 2
-        x = nn.Conv(
+        x = Conv(
             self.features,
             (self.kernel_size, self.kernel_size),
             strides=(self.stride, self.stride),

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxkd.layers import Outputs, Remat, maybe_remat
+from jaxkd.layers.dense import Dense
 from jaxkd.models._options import (
     check_images,
     checked_classes,
@@ -173,7 +174,7 @@ class MobileNetV2(nn.Module):
         x = self.activation(last(x, train))
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         taps["pooled"] = nn.Dropout(self.dropout)(x, deterministic=not train)
-        dense = nn.Dense(
+        dense = Dense(
             self.num_classes, kernel_init=nn.initializers.normal(0.01), name="head"
         )
         logits = dense(taps["pooled"])

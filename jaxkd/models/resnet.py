@@ -46,6 +46,7 @@ from jaxkd.layers import (
     max_pool,
     maybe_remat,
 )
+from jaxkd.layers.dense import Dense
 from jaxkd.models._options import (
     check_images,
     checked_classes,
@@ -183,7 +184,7 @@ def classifier(
 
     To be called inside a compact module; its parameters are named "head".
     """
-    dense = nn.Dense(
+    dense = Dense(
         num_classes,
         kernel_init=fan_in_uniform,
         bias_init=bias_init or bias_uniform(x.shape[-1]),

@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxkd.layers import Outputs, Remat, max_pool, maybe_remat
+from jaxkd.layers.dense import Dense
 from jaxkd.models._options import (
     check_images,
     checked_classes,
@@ -111,7 +112,7 @@ class VGG(nn.Module):
                 norms[f"{name}_pre"] = parameters["norm"]
             taps[name] = x
         taps["pooled"] = self._pooled(x, train)
-        dense = nn.Dense(self.num_classes, kernel_init=_small_normal, name="head")
+        dense = Dense(self.num_classes, kernel_init=_small_normal, name="head")
         logits = dense(taps["pooled"])
         head = self.get_variable("params", "head")
         return Outputs(logits=logits, taps=taps, head=head, norms=norms)
@@ -125,7 +126,7 @@ class VGG(nn.Module):
         x = adaptive_average_pool(x, 7)
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.hidden, start=1):
-            dense = nn.Dense(
+            dense = Dense(
                 width, kernel_init=_small_normal, dtype=self.dtype, name=f"hidden{i}"
             )
             x = nn.relu(dense(x))

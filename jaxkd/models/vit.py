@@ -43,6 +43,8 @@ from jaxkd.layers import (
     fan_in_uniform,
     maybe_remat,
 )
+from jaxkd.layers.convolution import Conv
+from jaxkd.layers.dense import Dense
 from jaxkd.models._options import (
     check_images,
     checked_classes,
@@ -74,8 +76,8 @@ _SPLIT = {
 _small_normal = nn.initializers.normal(0.02)
 
 
-def _dense(features: int, *, dtype: Any, name: str) -> nn.Dense:
-    return nn.Dense(features, kernel_init=_small_normal, dtype=dtype, name=name)
+def _dense(features: int, *, dtype: Any, name: str) -> Dense:
+    return Dense(features, kernel_init=_small_normal, dtype=dtype, name=name)
 
 
 class SelfAttention(nn.Module):
@@ -200,7 +202,7 @@ class VisionTransformer(nn.Module):
     def _embed(self, images: Float[Array, "b h w c"]) -> Tokens:
         """The class token, the distillation token and the patches, with positions."""
         patch = (self.patch_size, self.patch_size)
-        patches = nn.Conv(
+        patches = Conv(
             self.width,
             patch,
             strides=patch,

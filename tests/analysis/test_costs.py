@@ -170,3 +170,20 @@ def test_counting_agrees_with_the_compiler_on_a_plain_convolution():
     args = shape(2, 16, 16, 8), shape(3, 3, 8, 16)
     analysis = jax.jit(conv).lower(*args).compile().cost_analysis()
     np.testing.assert_allclose(analysis["flops"], 2 * macs(conv, *args), rtol=1e-3)
+
+
+def test_of_platform_dependent_functions_the_default_counts():
+    x = jnp.zeros((3, 3))
+
+    def twice(x):
+        return x @ x @ x
+
+    def once(x):
+        return x @ x
+
+    for special, default, macs in ((twice, once, 27), (once, twice, 54)):
+
+        def run(x, special=special, default=default):
+            return jax.lax.platform_dependent(x, cpu=special, default=default)
+
+        assert count_costs(run, x).macs == macs

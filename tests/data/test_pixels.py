@@ -268,3 +268,11 @@ def test_masks_take_the_nearest_pixel_and_no_new_values():
     np.testing.assert_array_equal(resize_mask(mask, 2), mask[1::2, 1::2])
     np.testing.assert_array_equal(resize_mask(mask, 4), mask)
     assert set(np.unique(resize_mask(mask * 10, 7))) <= set(range(0, 160, 10))
+
+
+def test_colours_are_resized_as_their_channels_are():
+    image = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    for size in (4, 12):
+        resized = resize_image(image, size)
+        alone = [resize_image(image[..., i : i + 1], size) for i in range(3)]
+        np.testing.assert_array_equal(resized, np.concatenate(alone, axis=-1))
