@@ -24,9 +24,12 @@ def map_images(
       values: how many numbers the function makes of one image.
     """
     count = len(images)
-    size = _images_at_once(count, values)
+    size, rest = _images_at_once(count, values)
     if size == count:
         return function(images)
+    if rest:
+        most = map_images(function, images[:-rest], values=values)
+        return jnp.concatenate([most, function(images[-rest:])])
     parts = _split(images, size)
     shape = jax.eval_shape(function, parts[0]).shape
 
@@ -57,9 +60,12 @@ def sum_images(
       values: how many numbers the function makes of one image.
     """
     count = len(images)
-    size = _images_at_once(count, values)
+    size, rest = _images_at_once(count, values)
     if size == count:
         return function(images, others)
+    if rest:
+        most = sum_images(function, images[:-rest], others[:-rest], values=values)
+        return jax.tree.map(jnp.add, most, function(images[-rest:], others[-rest:]))
     parts = _split(images, size), _split(others, size)
 
     def body(sums: Any, part: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
@@ -70,10 +76,16 @@ def sum_images(
     return jax.lax.scan(body, zeros, parts)[0]
 
 
-def _images_at_once(count: int, values: int) -> int:
-    """The largest divisor of `count` whose images stay within the budget."""
+def _images_at_once(count: int, values: int) -> tuple[int, int]:
+    """How many images stay within the budget, and how many are left after all rounds.
+
+    Fewer images, down to half of what the budget allows, if none are left then.
+    """
     limit = max(1, min(count, _BUDGET // max(values, 1)))
-    return next(size for size in range(limit, 0, -1) if count % size == 0)
+    for size in range(limit, limit // 2, -1):
+        if count % size == 0:
+            return size, 0
+    return limit, count % limit
 
 
 def _split(images: jax.Array, size: int) -> jax.Array:
