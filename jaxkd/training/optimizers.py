@@ -16,7 +16,7 @@ import optax
 
 from jaxkd.registry import check_options
 from jaxkd.training.paths import path_name
-from jaxkd.training.plan import OptimizerPlan
+from jaxkd.training.sections import OptimizerPlan
 
 Schedule = Callable[[Any], jax.Array]
 

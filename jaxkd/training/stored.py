@@ -24,8 +24,8 @@ from jaxkd.layers import NetworkSpec, Outputs
 from jaxkd.numerics import kept_classes
 from jaxkd.training.network import Network, Variables
 from jaxkd.training.paths import path_name
-from jaxkd.training.plan import TargetsPlan
 from jaxkd.training.schema import ConfigError, at
+from jaxkd.training.sections import TargetsPlan
 from jaxkd.training.step import Augments
 
 # Entries of a batch that no stored answer fits, and what makes them.

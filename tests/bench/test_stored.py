@@ -86,7 +86,7 @@ def test_impossible_options_end_with_status_2(stored, capsys, argument, message)
 
 
 def test_every_format_is_one_that_targets_have(stored):
-    from jaxkd.training.plan import TargetsPlan
+    from jaxkd.training.sections import TargetsPlan
 
     for options in stored.FORMATS.values():
         TargetsPlan(**options)

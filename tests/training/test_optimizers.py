@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxkd.training import optimizers
-from jaxkd.training.plan import OptimizerPlan
+from jaxkd.training.sections import OptimizerPlan
 
 
 def _rates(plan, *, epochs, steps_per_epoch):

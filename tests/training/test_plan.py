@@ -74,22 +74,11 @@ MISTAKES = [
     ("stages.student.epochs", "2", r"config\.stages\.student\.epochs: must be an int"),
     ("stages.student.ema", 1.0, r"config\.stages\.student: ema must be in \[0, 1\)"),
     ("stages.student.keep", "worst", r"\.keep: must be one of 'last', 'best', got 'wo"),
-    ("stages.student.optimizer.learning_rate", float("inf"), r"> 0 and finite, got in"),
     ("stages.student.accumulate", 3, r"3 does not divide config\.data\.batch_size 64"),
-    ("stages.student.method", {}, r"config\.stages\.student: method names no loss"),
     ("stages.student.method", {"kd": 1.0}, r"\.method\.kd: must be a group of keys"),
     ("stages.student.optimizer.name", "sdg", r"optimizer\.name: must be one of 'sgd',"),
-    (
-        "stages.student.optimizer.learning_rate",
-        0,
-        r"learning_rate must be > 0 and finite, got 0",
-    ),
-    ("stages.student.optimizer.momentum", 1.0, r"momentum must be in \[0, 1\), got 1"),
     ("stages.student.optimizer.lr", 0.1, r"optimizer\.lr: unknown key"),
-    ("stages.student.optimizer.milestones", (1,), r"milestones are for schedule 'mul"),
-    ("stages.student.optimizer.schedule", "multistep", r"'multistep' needs milestones"),
-    ("stages.student.optimizer.end_learning_rate", 1.0, r"is above learning_rate 0\.1"),
-    ("stages.student.optimizer.clip_norm", 0.0, r"clip_norm must be > 0 and"),
+    ("mesh", {"tensor": 2}, r"config\.mesh\.tensor: unknown key"),
     ("stages.student.learner", "pupil", r"no network 'pupil'; networks: teacher, stud"),
     ("stages.student.learner", "teacher", r"'teacher' is the learner itself"),
     ("stages.student.teachers", ("mentor",), r"no network 'mentor'; networks: teacher"),
@@ -97,16 +86,6 @@ MISTAKES = [
     ("stages.student.teachers", "teacher", r"\.teachers: must be a tuple of a string"),
     ("networks.student.name", 3, r"config\.networks\.student\.name: must be a string"),
     ("networks.student", {}, r"config\.networks\.student\.name: missing"),
-    ("evaluation", {"threshold": 1.0}, r"config\.evaluation: threshold must be in \(0"),
-    ("evaluation", {"every_epochs": 0}, r"config\.evaluation: every_epochs must be > "),
-    ("checkpoint", {"keep": 0}, r"config\.checkpoint: keep must be > 0 and fin"),
-    ("log", {"every_steps": 0}, r"config\.log: every_steps must be > 0 and"),
-    ("log", {"tensorboard": 1}, r"config\.log\.tensorboard: must be bool, got 1"),
-    ("mesh", {"fsdp": 0}, r"config\.mesh: fsdp must be > 0 and fini"),
-    ("mesh", {"data": 0}, r"config\.mesh: data must be > 0, or -1"),
-    ("mesh", {"model": 0}, r"config\.mesh: model must be > 0 and finite"),
-    ("mesh", {"teacher": "split"}, r"config\.mesh\.teacher: must be one of 'auto'"),
-    ("mesh", {"tensor": 2}, r"config\.mesh\.tensor: unknown key"),
 ]
 
 
@@ -150,29 +129,6 @@ def test_the_best_needs_evaluation_between_epochs():
     config["stages"]["student"]["keep"] = "best"
     config["evaluation"] = {"every_epochs": None}
     with pytest.raises(ConfigError, match=r"student\.keep: 'best' needs evaluation"):
-        Plan.from_config(config)
-
-
-TARGETS = [
-    ({"views": 0}, r"targets: views must be > 0"),
-    ({"seed": -1}, r"targets: seed must be >= 0"),
-    ({"format": "zip"}, r"targets\.format: must be one of 'full', 'uint8', 'topk'"),
-    ({"format": "topk"}, r"targets: top_k goes with format 'topk'"),
-    ({"top_k": 5}, r"targets: top_k goes with format 'topk'.*'full'"),
-    ({"format": "uint8", "dtype": "float16"}, r"targets: dtype is for the formats"),
-    ({"taps": ("a", "a")}, r"targets: taps names one twice"),
-    ({"regions": 4, "views": 2}, r"targets: regions have a label_format"),
-    ({"regions": 4, "taps": ("a",)}, r"targets: regions have a label_format"),
-    ({"shard_mebibytes": 0}, r"targets: shard_mebibytes must be > 0"),
-    ({"colour": 1}, r"targets\.colour: unknown key"),
-]
-
-
-@pytest.mark.parametrize(("targets", "message"), TARGETS, ids=str)
-def test_a_mistake_in_targets_names_the_key(targets, message):
-    config = _config()
-    config["stages"]["student"]["targets"] = targets
-    with pytest.raises(ConfigError, match=f"config.stages.student.{message}"):
         Plan.from_config(config)
 
 

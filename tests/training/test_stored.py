@@ -11,7 +11,7 @@ from jaxkd.data import Augmentation
 from jaxkd.distill.method import Inputs, Progress
 from jaxkd.layers import NetworkSpec, Outputs
 from jaxkd.training import ConfigError
-from jaxkd.training.plan import TargetsPlan
+from jaxkd.training.sections import TargetsPlan
 from jaxkd.training.stored import StoredTeachers, StoredViews, teacher_reads
 
 # Each reads the logits of one teacher, or of as many as there are.
