@@ -36,7 +36,9 @@ def make_mesh(
 ) -> Mesh:
     """A mesh with the axes `data`, `fsdp` and `model` over all (or the given) devices.
 
-    Neighbours along `model` are neighbours in the machine, as they talk most.
+    Neighbours along `model` are neighbours in the machine, as they talk most: on the
+    TPUs of one slice JAX lays the axes along the links; elsewhere the devices of a
+    slice (with GPUs a host is one), and then those of a process, follow each other.
 
     Args:
       data: devices along `data`; -1 takes all that the others leave.
@@ -45,7 +47,8 @@ def make_mesh(
       devices: the devices to use; all by default.
 
     Raises:
-      ValueError: the axes do not multiply to the number of devices.
+      ValueError: the axes do not multiply to the number of devices, or they do not fit
+        the links of a TPU slice.
     """
     devices = list(jax.devices() if devices is None else devices)
     count = len(devices)
@@ -57,12 +60,40 @@ def make_mesh(
             f"devices wanted, {count} present; leave data at -1 and take fsdp x model "
             f"from the divisors of {count}"
         )
-    return jax.make_mesh(
-        (data, fsdp, model),
-        (*BATCH_AXES, MODEL_AXIS),
-        axis_types=(AxisType.Auto,) * 3,
-        devices=devices,
+    shape, names = (data, fsdp, model), (*BATCH_AXES, MODEL_AXIS)
+    types = (AxisType.Auto,) * 3
+    if not one_tpu_slice(devices):
+        # `jax.make_mesh` refuses devices of several slices, and XLA takes every host
+        # with GPUs for a slice.
+        return Mesh(np.array(in_order(devices)).reshape(shape), names, axis_types=types)
+    try:
+        return jax.make_mesh(shape, names, axis_types=types, devices=devices)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"data {data} x fsdp {fsdp} x model {model} does not fit the links of "
+            f"{_extent(devices)}; let each of them be 1, one of these lengths or a "
+            "product of some, e.g. leave data at -1 and take fsdp and model 1"
+        ) from error
+
+
+def one_tpu_slice(devices: Sequence[Any]) -> bool:
+    """Whether all devices are TPUs of one slice, whose links JAX knows."""
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    return all(device.platform == "tpu" for device in devices) and len(slices) == 1
+
+
+def in_order(devices: Sequence[Any]) -> list[Any]:
+    """The devices, so that those of a slice, and of a process in it, are neighbours."""
+    return sorted(
+        devices, key=lambda d: (getattr(d, "slice_index", 0), d.process_index, d.id)
     )
+
+
+def _extent(devices: Sequence[Any]) -> str:
+    """How many TPUs stand along each direction, in words."""
+    lengths = [len(set(c)) for c in zip(*(d.coords for d in devices), strict=True)]
+    cores = len(devices) // math.prod(lengths)
+    return " x ".join(map(str, [*lengths, *([cores] if cores > 1 else [])])) + " TPUs"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,5 +1,7 @@
 """Meshes, the sharding rules of the state, and how batches are put on devices."""
 
+import dataclasses
+import itertools
 import types
 from typing import NamedTuple
 
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxkd.layers import Partition
@@ -29,6 +32,96 @@ def test_mesh_takes_all_devices_by_default():
 def test_devices_along_model_are_neighbours():
     mesh = sharding.make_mesh(fsdp=2, model=2)
     assert [d.id for d in mesh.devices[0, 0]] == [0, 1]
+
+
+def test_the_devices_of_a_mesh_are_those_that_jax_would_take():
+    types = (AxisType.Auto,) * 3
+    names = ("data", "fsdp", "model")
+    for fsdp, model in ((1, 1), (4, 1), (2, 2), (1, 8)):
+        shape = (8 // fsdp // model, fsdp, model)
+        expected = jax.make_mesh(shape, names, axis_types=types)
+        assert sharding.make_mesh(fsdp=fsdp, model=model) == expected
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chip:
+    """What JAX knows of a device; GPUs have no coordinates that it would use."""
+
+    platform: str
+    process_index: int
+    id: int
+    slice_index: int
+    coords: tuple[int, ...] = (0, 0, 0)
+    core_on_chip: int = 0
+    device_kind: str = "TPU v4"
+
+
+def _gpus(hosts, each):
+    return [
+        _Chip("gpu", i // each, i, i // each, device_kind="NVIDIA H200")
+        for i in range(hosts * each)
+    ]
+
+
+def _tpus(lengths, *, slices=1):
+    places = list(itertools.product(*map(range, lengths)))
+    return [
+        _Chip("tpu", s, s * len(places) + i, s, place)
+        for s in range(slices)
+        for i, place in enumerate(places)
+    ]
+
+
+def test_gpus_of_several_hosts_make_a_mesh_host_by_host():
+    # Every host with GPUs is a slice to XLA, and `jax.make_mesh` takes one slice only.
+    gpus = _gpus(2, 4)
+    with pytest.raises(ValueError, match="multi-slice"):
+        jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,), devices=gpus)
+    assert not sharding.one_tpu_slice(gpus)
+    mesh = sharding.make_mesh(fsdp=2, model=2, devices=gpus[::-1])
+    assert mesh.shape == {"data": 2, "fsdp": 2, "model": 2}
+    assert mesh.axis_types == (AxisType.Auto,) * 3
+    assert [d.id for d in mesh.devices.flat] == list(range(8))
+    assert {d.process_index for d in mesh.devices[1].flat} == {1}
+
+
+def test_devices_of_a_slice_and_of_a_process_are_neighbours():
+    # Processes dealt out to the hosts in turn, and numbers that say nothing.
+    chips = [_Chip("gpu", p, 9 - p, p % 2) for p in range(4)]
+    ordered = sharding.in_order(chips)
+    assert [(d.slice_index, d.process_index) for d in ordered] == [
+        (0, 0),
+        (0, 2),
+        (1, 1),
+        (1, 3),
+    ]
+
+
+def test_tpus_of_one_slice_are_laid_along_their_links():
+    tpus = _tpus((2, 2, 2))
+    assert sharding.one_tpu_slice(tpus)
+    assert not sharding.one_tpu_slice([*tpus[1:], *_gpus(1, 1)])
+    mesh = sharding.make_mesh(fsdp=2, model=2, devices=tpus)
+    for axis in (1, 2):
+        first, second = mesh.devices.take(0, axis), mesh.devices.take(1, axis)
+        for a, b in zip(first.flat, second.flat, strict=True):
+            assert sum(x != y for x, y in zip(a.coords, b.coords, strict=True)) == 1
+
+
+def test_tpus_of_several_slices_are_taken_slice_by_slice():
+    tpus = _tpus((2, 2, 1), slices=2)
+    assert not sharding.one_tpu_slice(tpus)
+    mesh = sharding.make_mesh(fsdp=4, devices=tpus)
+    assert [{d.slice_index for d in row.flat} for row in mesh.devices] == [{0}, {1}]
+
+
+def test_axes_that_do_not_fit_the_links_of_a_slice_are_refused_in_one_line():
+    with pytest.raises(ValueError) as error:
+        sharding.make_mesh(fsdp=2, devices=_tpus((4, 4, 1)))
+    text = str(error.value)
+    assert "data 8 x fsdp 2 x model 1 does not fit the links of 4 x 4 x 1 TPUs" in text
+    assert "leave data at -1 and take fsdp and model 1" in text and "\n" not in text
+    assert sharding.make_mesh(fsdp=4, devices=_tpus((4, 4, 1))).shape["data"] == 4
 
 
 @pytest.mark.parametrize(
