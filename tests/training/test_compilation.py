@@ -1,12 +1,17 @@
 """Compiling ahead of time, and the cache between runs."""
 
+import importlib.metadata
 import os
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from packaging.requirements import Requirement
 
 from jaxkd.training.compilation import ProgramReport, compile_ahead
 
@@ -89,3 +94,76 @@ def test_the_users_own_choice_of_a_cache_stays(tmp_path):
     assert cache_of(tmp_path, JAX_COMPILATION_CACHE_DIR=own) == own
     assert os.listdir(own)
     assert cache_of(tmp_path, JAX_ENABLE_COMPILATION_CACHE="false") == "None"
+
+
+def plain_install():
+    """What `pip install` of this pyproject.toml brings: the names of distributions."""
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    wanted = [*tomllib.loads(project.read_text())["project"]["dependencies"]]
+    found = set()
+    while wanted:
+        requirement = Requirement(wanted.pop())
+        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        extras = requirement.extras or {""}
+        marker = requirement.marker
+        needed = marker is None or marker.evaluate({"extra": ""})
+        if not needed or name in found:
+            continue
+        found.add(name)
+        for line in importlib.metadata.requires(name) or []:
+            inner = Requirement(line)
+            if inner.marker is None or any(
+                inner.marker.evaluate({"extra": extra}) for extra in extras
+            ):
+                inner.marker = None
+                wanted.append(str(inner))
+    return found
+
+
+# Hides what a plain installation would not bring.
+HIDE = """
+import sys
+
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {hidden}:
+            raise ModuleNotFoundError("No module named " + name, name=name)
+
+sys.meta_path.insert(0, Hide())
+import warnings
+warnings.simplefilter("error")
+"""
+
+
+def cache_without(hidden, tmp_path):
+    """Whether a fresh process without some packages fills its cache, and its words."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XDG_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", HIDE.format(hidden=set(hidden)) + CACHE],
+        env={**clean, "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    folder = done.stdout.strip()
+    return bool(folder) and bool(os.listdir(folder)), done.stderr
+
+
+def test_the_cache_needs_nothing_but_what_a_plain_installation_brings(tmp_path):
+    brought = plain_install()
+    assert {"jax", "jaxlib", "numpy", "filelock"} <= brought
+    assert not brought & {"pytest", "tensorflow-datasets", "nibabel"}
+    owners = importlib.metadata.packages_distributions()
+    hidden = {
+        package
+        for package, names in owners.items()
+        if package != "jaxkd"
+        and not brought.intersection(re.sub(r"[-_.]+", "-", n).lower() for n in names)
+    }
+    assert "pytest" in hidden and "filelock" not in hidden
+    filled, words = cache_without(hidden, tmp_path)
+    assert filled, words
+
+
+def test_without_filelock_there_would_be_no_cache(tmp_path):
+    filled, words = cache_without({"filelock"}, tmp_path)
+    assert not filled and "filelock" in words
