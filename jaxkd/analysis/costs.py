@@ -36,7 +36,8 @@ def count_costs(function: Callable[..., Any], *abstract_args: Any) -> Costs:
     """Counts the multiply-accumulates that the results of a function depend on.
 
     Operations whose results reach no output are not counted. The costlier branch of a
-    `cond` counts, of `platform_dependent` functions the default one, and a `scan` counts its body as often as it runs.
+    `cond` counts, of `platform_dependent` functions the default one, and a `scan`
+    counts its body as often as it runs.
 
     Args:
       function: any function that JAX can trace; return only what is to be read.

@@ -40,6 +40,40 @@ class ApplyFn(Protocol):
         ...
 
 
+@runtime_checkable
+class UpdateFn(Protocol):
+    """`update(variables, gradients, *, key, step, steps_per_epoch, total_steps)`."""
+
+    def __call__(self, variables: Variables, gradients: Any, **told: Any) -> Variables:
+        """Returns the variables for the next step."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Upkeep:
+    """What a network wants done around every step of the optimiser.
+
+    Attributes:
+      masks: of the variables; bool arrays in the structure of the params, which of
+        their numbers take part. Gradients and what the optimiser remembers are
+        multiplied by them.
+      update: the variables for the next step, given those that the optimiser made and
+        the gradients of the effective parameters, before masks.
+      terms: of the variables; further terms of the loss, `{name: scalar}`.
+      weights: the factor of each term.
+      facts: of the variables; numbers for the log, `{name: scalar}`.
+      restart: `restart(key, variables)`: the variables anew where their parameters were
+        taken from another network.
+    """
+
+    masks: Callable[[Variables], Any]
+    update: UpdateFn
+    terms: Callable[[Variables], dict[str, jax.Array]]
+    weights: Mapping[str, float]
+    facts: Callable[[Variables], dict[str, jax.Array]]
+    restart: Callable[[jax.Array, Variables], Variables]
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A network: pure functions and what they return.
@@ -55,6 +89,7 @@ class Network:
         network cannot do that.
       partition: how its parameters are split over the mesh axis `model`; None if they
         cannot be.
+      upkeep: what it wants done around every step while it learns.
     """
 
     name: str
@@ -64,6 +99,7 @@ class Network:
     facts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     freeze_norms: Callable[[tuple[str, ...]], ApplyFn] | None = None
     partition: Partition | None = None
+    upkeep: Upkeep | None = None
 
 
 def from_linen(name: str, module: nn.Module, input_shape: Sequence[int]) -> Network:

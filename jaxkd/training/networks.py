@@ -11,10 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxkd import models
+from jaxkd import compression, models
 from jaxkd.analysis.costs import Costs, count_costs
 from jaxkd.registry import call_reference, is_reference, load_reference
 from jaxkd.training import wrappers
+from jaxkd.training.compressed import compressed
 from jaxkd.training.network import Network, Variables, from_linen, from_nnx, spec_of
 from jaxkd.training.plan import InputPlan, NetworkPlan
 
@@ -62,6 +63,14 @@ def make_network(
             f"{plan.name!r} must return a Linen module, a jaxkd Network or a function "
             f"of nnx.Rngs that makes an NNX module; got {type(made).__name__}"
         )
+    if plan.compress:
+        parts = {}
+        for part, part_options in plan.compress.items():
+            with at(f"config.networks.{name}.compress.{part}"):
+                options = dict(part_options)
+                parts[part] = compression.create(options.pop("name", part), **options)
+        with at(f"config.networks.{name}.compress"):
+            network = compressed(network, compression.chain(parts), own_shape)
     return _with_input(network, plan.input, normalisation, own_shape[-1])
 
 

@@ -66,12 +66,15 @@ class NetworkPlan:
         that takes `num_classes` and the options and returns a module or a `Network`.
       input: how its images differ from those of the other networks.
       frozen: it teaches as its `init` makes it, and no stage trains it.
+      compress: what makes it small while it learns, in this order: parts by name with
+        their options, see `jaxkd.compression`.
       options: of the family.
     """
 
     name: str
     input: InputPlan | None = None
     frozen: bool = False
+    compress: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -166,6 +166,9 @@ class Meter:
             "data_seconds": sum(s.dispatched.data_seconds for s in window)
             / len(window),
         }
+        if "facts" in values[-1]:
+            last_facts = values[-1]["facts"]
+            record["facts"] = {k: _mean([v]) for k, v in last_facts.items()}
         if losses.ndim > 1:
             record["loss_by_seed"] = [float(loss) for loss in losses.mean(axis=0)]
         if self.teacher_share is not None:

@@ -141,7 +141,10 @@ class Stage:
         logger.info(
             "%s: %d of %d arrays taken from %s", self.name, sum(taken), len(taken), name
         )
-        return self.init_state(key, started_from(state.variables(), source))
+        variables = started_from(state.variables(), source)
+        if self.student.upkeep is not None:
+            variables = self.student.upkeep.restart(key, variables)
+        return self.init_state(key, variables)
 
     def train_step(self, augmentation: Augments) -> StepFn:
         """The stage's step, to be compiled (see `step.make_train_step`)."""
@@ -161,6 +164,7 @@ class Stage:
             ema=self.plan.ema,
             frozen=self.frozen,
             stored=None if self.stored is None else self.stored.outputs,
+            upkeep=self.student.upkeep,
         )
 
     def augmentation_key(self, key: jax.Array) -> jax.Array:

@@ -26,7 +26,7 @@ from jaxkd.distill.method import (
     weight_at,
 )
 from jaxkd.layers import Outputs
-from jaxkd.training.network import ApplyFn, Network, Variables
+from jaxkd.training.network import ApplyFn, Network, Upkeep, Variables
 from jaxkd.training.optimizers import Schedule
 from jaxkd.training.paths import path_name
 from jaxkd.training.state import TrainState
@@ -67,7 +67,7 @@ class StoredOutputs(Protocol):
 
 
 # Streams of random numbers drawn from one step's key.
-_METHOD, _NETWORK, _TEACHER, _PREPARE = 0, 1, 3, 2**32 - 1
+_METHOD, _NETWORK, _TEACHER, _UPKEEP, _PREPARE = 0, 1, 3, 2**32 - 2, 2**32 - 1
 
 
 def init_state(
@@ -163,6 +163,7 @@ def make_train_step(
     ema: float | None = None,
     frozen: Callable[[str], bool] | None = None,
     stored: StoredOutputs | None = None,
+    upkeep: Upkeep | None = None,
 ) -> StepFn:
     """Makes `step(state, batch, teacher_variables) -> (state, metrics)`.
 
@@ -183,10 +184,12 @@ def make_train_step(
       frozen: tells by its path which of the network's parameters get no gradient.
       stored: gives the teachers' outputs instead of `teachers`, which are not run; it
         gets the step's third argument.
+      upkeep: what the student wants done around every step (masks and the like).
 
     Returns:
       The pure step. Its metrics are `loss`, `terms` (unweighted means, float32),
-      `learning_rate`, `grad_norm` and `update_norm`.
+      `learning_rate`, `grad_norm` and `update_norm`; with `upkeep` also `facts`, those
+      of the student after the step.
     """
 
     def stop_frozen(params: Any) -> Any:
@@ -229,6 +232,11 @@ def make_train_step(
             (weight_at(method.weights[k], step) * v for k, v in means.items()),
             start=jnp.zeros((), jnp.float32),
         )
+        if upkeep is not None:
+            extra = upkeep.terms({"params": params["network"], **collections})
+            for name, value in extra.items():
+                loss = loss + upkeep.weights[name] * value
+            means = {**means, **extra}
         return loss, (means, collections, memory)
 
     def run_teachers(
@@ -322,8 +330,27 @@ def make_train_step(
             value_and_grads = accumulated(state, batch, teacher_variables, key)
         (loss, (means, collections, memory)), grads = value_and_grads
 
+        dense = grads["network"]
+        if upkeep is not None:
+            masks = upkeep.masks({"params": state.params["network"], **collections})
+            grads = {**grads, "network": _masked(dense, masks)}
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
+        facts: Metrics = {}
+        if upkeep is not None:
+            variables = upkeep.update(
+                {"params": params["network"], **collections},
+                dense,
+                key=jax.random.fold_in(key, _UPKEEP),
+                step=state.step,
+                steps_per_epoch=steps_per_epoch,
+                total_steps=steps_per_epoch * epochs,
+            )
+            masks = upkeep.masks(variables)
+            collections = {k: v for k, v in variables.items() if k != "params"}
+            params = {**params, "network": variables["params"]}
+            opt_state = _mask_moments(tx, opt_state, params, masks)
+            facts = {"facts": upkeep.facts(variables)}
         average = state.average
         if ema is not None:
             variables = {
@@ -342,6 +369,7 @@ def make_train_step(
             "learning_rate": schedule(state.step),
             "grad_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
+            **facts,
         }
         new_state = TrainState(
             step=state.step + 1,
@@ -355,6 +383,27 @@ def make_train_step(
         return new_state, metrics
 
     return step
+
+
+def _masked(tree: Any, masks: Any) -> Any:
+    """The arrays, zero where their masks are not set."""
+    return jax.tree.map(
+        lambda x, mask: jnp.where(mask, x, jnp.zeros((), x.dtype)), tree, masks
+    )
+
+
+def _mask_moments(
+    tx: optax.GradientTransformation, opt_state: Any, params: Any, masks: Any
+) -> Any:
+    """What the optimiser remembers of the network's parameters, masked."""
+    every = jnp.ones((), bool)
+    trees = {**jax.tree.map(lambda _: every, params), "network": masks}
+    return optax.tree.map_params(
+        tx,
+        lambda x, mask: jnp.where(mask, x, jnp.zeros((), x.dtype)),
+        opt_state,
+        trees,
+    )
 
 
 def _all_views(

@@ -17,7 +17,7 @@ from jaxkd.distill.method import Method
 from jaxkd.layers import Outputs
 from jaxkd.layers.partition import joined
 from jaxkd.numerics import resize_bilinear
-from jaxkd.training.network import Network, Variables, spec_of
+from jaxkd.training.network import Network, Upkeep, Variables, spec_of
 
 READOUT = "readout"
 Normalisation = tuple[Sequence[float], Sequence[float]]
@@ -69,6 +69,56 @@ def join(networks: Sequence[Network], input_shape: Sequence[int]) -> Network:
         apply,
         spec_of(name, init, apply, input_shape),
         partition=joined({n.name: n.partition for n in networks}),
+        upkeep=_joined_upkeep(networks),
+    )
+
+
+def _joined_upkeep(networks: Sequence[Network]) -> Upkeep | None:
+    """Each member's upkeep of its own variables."""
+    kept = {n.name: n.upkeep for n in networks if n.upkeep is not None}
+    if not kept:
+        return None
+
+    def masks(variables: Variables) -> Any:
+        every = jnp.ones((), bool)
+        return {
+            name: kept[name].masks(member(variables, name))
+            if name in kept
+            else jax.tree.map(lambda _: every, params)
+            for name, params in variables["params"].items()
+        }
+
+    def update(variables: Variables, gradients: Any, **told: Any) -> Variables:
+        parts = {name: member(variables, name) for name in variables["params"]}
+        for i, (name, upkeep) in enumerate(kept.items()):
+            own = {**told, "key": jax.random.fold_in(told["key"], i)}
+            parts[name] = upkeep.update(parts[name], gradients[name], **own)
+        return gather(parts)
+
+    def values(kind: str) -> Callable[[Variables], dict[str, jax.Array]]:
+        return lambda variables: {
+            f"{name}/{key}": value
+            for name, upkeep in kept.items()
+            for key, value in getattr(upkeep, kind)(member(variables, name)).items()
+        }
+
+    def restart(key: jax.Array, variables: Variables) -> Variables:
+        parts = {name: member(variables, name) for name in variables["params"]}
+        for i, (name, upkeep) in enumerate(kept.items()):
+            parts[name] = upkeep.restart(jax.random.fold_in(key, i), parts[name])
+        return gather(parts)
+
+    return Upkeep(
+        masks=masks,
+        update=update,
+        terms=values("terms"),
+        weights={
+            f"{name}/{key}": weight
+            for name, upkeep in kept.items()
+            for key, weight in upkeep.weights.items()
+        },
+        facts=values("facts"),
+        restart=restart,
     )
 
 

@@ -1,0 +1,1 @@
+"""Sparse training and pruning: masks, schedules, iso-FLOP layers, smaller networks."""
