@@ -15,7 +15,7 @@ import dataclasses
 import importlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -303,12 +303,8 @@ def check_data(file: Path, source: Source) -> None:
       ValueError: they belong to other records.
       DamagedFileError: the manifest is damaged.
     """
-    path = file.with_name(MANIFEST)
-    if not path.exists():
-        return
-    manifest = read_manifest(path)
-    stored = manifest.identity.get("data")
-    if file.name not in {shard.name for shard in manifest.shards} or stored is None:
+    stored = _identity_of(file).get("data")
+    if stored is None:
         return
     found = source_fingerprint(source)
     differ = [name for name in found if found[name] != stored.get(name)]
@@ -318,6 +314,41 @@ def check_data(file: Path, source: Source) -> None:
             f"{stored.get(differ[0])!r} there and {found[differ[0]]!r} here; write "
             "them anew with --mode=label, or restore the data"
         )
+
+
+def check_crop_box(file: Path, crop_box: Sequence[int] | None) -> None:
+    """Checks that labels of crops are of what a student is shown of them.
+
+    A crop box is cut from crops as it is from whole images. The manifest beside the
+    labels tells which one the teacher saw; without a manifest nothing is known.
+
+    Args:
+      file: the labels.
+      crop_box: the student's, see `Augmentation.crop_box`.
+
+    Raises:
+      ValueError: the teacher saw another part of the crops.
+      DamagedFileError: the manifest is damaged.
+    """
+    augment = _identity_of(file).get("augment", {})
+    if "crop_box" not in augment:
+        return
+    stored = augment["crop_box"] and tuple(augment["crop_box"])
+    if stored != (crop_box and tuple(crop_box)):
+        raise ValueError(
+            f"crop_box is {crop_box}, and the labels of {file} are those of crops with "
+            f"crop_box {stored}; set it to that, or write them anew with --mode=label"
+        )
+
+
+def _identity_of(file: Path) -> Mapping[str, Any]:
+    """What a manifest beside labels tells of them; nothing if there is none."""
+    path = file.with_name(MANIFEST)
+    if not path.exists():
+        return {}
+    manifest = read_manifest(path)
+    named = file.name in {shard.name for shard in manifest.shards}
+    return manifest.identity if named else {}
 
 
 def join_rows(

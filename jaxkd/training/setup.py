@@ -28,7 +28,7 @@ from jaxkd.data.regions import (
 )
 from jaxkd.data.source import read_labels
 from jaxkd.data.split import split_labelled
-from jaxkd.data.targets import check_data
+from jaxkd.data.targets import check_crop_box, check_data
 from jaxkd.distill.method import DataSpec
 from jaxkd.training import sharding
 from jaxkd.training.feeds import choose_resident
@@ -226,11 +226,14 @@ def _check_augmentation(plan: Plan, train: Source) -> None:
                 f"region_crops is {plan.data.region_crops} but {stored} regions are "
                 "stored for each record"
             )
-        for name, off in (("flip", "none"), ("rot90", False), ("pad_crop", 0)):
+        geometry = {"flip": "none", "rot90": False, "pad_crop": 0, "rotate": 0.0}
+        for name, off in geometry.items():
             if getattr(augment, name) != off:
                 raise ValueError(
                     f"{name} would change crops whose labels are stored; leave it out"
                 )
+        if plan.data.regions is not None:
+            check_crop_box(Path(plan.data.regions), augment.crop_box)
 
 
 def _stages(

@@ -17,6 +17,7 @@ from jaxkd.data.target_writer import TargetsWriter
 from jaxkd.data.targets import (
     MANIFEST,
     Manifest,
+    check_crop_box,
     check_data,
     describe_file,
     join_rows,
@@ -380,3 +381,24 @@ def test_labels_are_checked_against_the_manifest_beside_them(tmp_path):
         check_data(labels, Source(6, seed=1))
     # The manifest says nothing of other files.
     check_data(tmp_path / "other.npz", Source(6, seed=1))
+
+
+def test_labels_are_for_the_crop_box_that_the_teacher_saw(tmp_path):
+    labels = tmp_path / "regions.npz"
+    labels.write_bytes(b"labels")
+    check_crop_box(labels, (0, 4, 0, 4))  # nothing is known of them
+    for stored in (None, [1, 7, 1, 7]):
+        manifest = Manifest(
+            identity={"augment": {"crop_box": stored}},
+            records=6,
+            views=4,
+            fields={},
+            shards=(describe_file(labels, 24),),
+        )
+        write_manifest(tmp_path, manifest)
+        check_crop_box(labels, stored and tuple(stored))
+        with pytest.raises(
+            ValueError, match=r"crop_box is \(0, 4, 0, 4\), and the lab"
+        ):
+            check_crop_box(labels, (0, 4, 0, 4))
+        check_crop_box(tmp_path / "other.npz", (0, 4, 0, 4))

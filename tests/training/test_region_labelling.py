@@ -86,6 +86,27 @@ def test_the_labels_of_other_records_are_refused(
         student_run(stored_setup, folder / REGIONS, path=str(tmp_path / "bars.npz"))
 
 
+@pytest.mark.parametrize(
+    "augment",
+    [{"rotate": 5.0}, {"pad_crop": 1}, {"rot90": True}, {"flip": "horizontal"}],
+)
+def test_what_would_change_the_crops_is_refused(written, stored_setup, augment):
+    _, folder, _ = written
+    text = f"config.data.augment: {next(iter(augment))} would change crops"
+    with pytest.raises(ConfigError, match=text):
+        student_run(stored_setup, folder / REGIONS, augment=augment)
+
+
+def test_the_student_sees_the_part_of_the_crops_that_the_teacher_saw(
+    written, stored_setup
+):
+    _, folder, _ = written
+    augment = {"crop_box": (0, 6, 0, 6)}
+    text = r"augment: crop_box is \(0, 6, 0, 6\).*with crop_box None"
+    with pytest.raises(ConfigError, match=text):
+        student_run(stored_setup, folder / REGIONS, augment=augment)
+
+
 def test_labels_without_a_manifest_are_read_as_before(written, stored_setup, tmp_path):
     _, folder, _ = written
     alone = shutil.copy(folder / REGIONS, tmp_path / "alone.npz")
