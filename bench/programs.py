@@ -7,6 +7,7 @@ A `Training` is one stage of a plan, with the feed, the state and the programs t
 from __future__ import annotations
 
 import collections
+import functools
 import importlib
 import sys
 from collections.abc import Mapping
@@ -16,13 +17,9 @@ from typing import Any
 import jax
 from measuring import Mistake, Side
 
-from jaxkd.training import ConfigError, Plan, Setup, Stage, make_setup, sharding
-from jaxkd.training.batches import make_feed
-from jaxkd.training.compilation import run_once
+from jaxkd.training import ConfigError, Plan, Setup, Stage, make_setup
+from jaxkd.training.assembly import Known, assemble, untrained
 from jaxkd.training.config import apply_overrides, load_config
-from jaxkd.training.dispatch import Programs, make_dispatch, stack_items
-from jaxkd.training.placement import place
-from jaxkd.training.runner import abstract_state
 from jaxkd.training.target_files import StageTargets
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,57 +74,26 @@ class Training:
         repeat: bool = False,
         targets: StageTargets | None = None,
     ):
-        self._setup = setup
         self.steps = setup.plan.train.steps(stage.steps_per_epoch)
         self.images = self.steps * setup.plan.images_per_step
-        seeds, mesh = setup.seeds, setup.mesh
-
-        def variables_of(name: str) -> Any:
-            return jax.jit(
-                seeds.lift(setup.networks[name].init),
-                out_shardings=sharding.replicated(mesh),
-                compiler_options=run_once(),
-            )(seeds.keys())
-
-        self._feed = make_feed(
-            setup, stage, extra=None if targets is None else targets.files
-        )
-        self._iterator = self._feed.items()
-        self._kept = self._next_items() if repeat else None
-        teachers = [teacher.name for teacher in stage.live_teachers]
-        variables = {name: variables_of(name) for name in (*teachers, *stage.starts)}
-        placed, self._teachers = place(setup, stage, variables)
-        if targets is not None:
-            self._teachers = targets.constants
-        _, shardings = abstract_state(setup, stage)
-        self._state = jax.jit(
-            seeds.lift(stage.begin),
-            out_shardings=shardings,
-            compiler_options=run_once(),
-        )(seeds.keys(), {name: variables[name] for name in stage.starts})
+        known = Known(setup, functools.partial(untrained, setup))
+        self._assembly = assemble(setup, stage, known, targets=targets)
+        self._kept = self._assembly.items(self.steps) if repeat else None
+        self._state = self._assembly.begin(known)
+        self.programs = self._assembly.programs
         self.parameters = {
-            **{name: count(variables[name]["params"]) for name in teachers},
+            **{t.name: count(known(t.name)["params"]) for t in stage.live_teachers},
             "student": count(self._state.params["network"]),
         }
-        self.programs = Programs(
-            name=stage.name,
-            dispatch=make_dispatch(
-                seeds.lift(placed.train_step(setup.augmentation)), self._feed
-            ),
-            state_shardings=shardings,
-            metrics_sharding=sharding.replicated(mesh),
-        )
 
     def compile(self) -> Any:
         """Compiles the program without running it, and returns it."""
-        items = self._next_items() if self._kept is None else self._kept
-        args = (self._state, self._feed.constants, items, self._teachers)
-        return self.programs.prepare(*args)
+        return self.programs.prepare(*self._arguments())
 
     @property
     def bytes_per_device(self) -> dict[str, int]:
         """What the state and the live teachers take on each device."""
-        trees = {"state": self._state, "teachers": self._teachers}
+        trees = {"state": self._state, "teachers": self._assembly.teachers}
         return {name: bytes_of_part(tree) for name, tree in trees.items()}
 
     def run(self, calls: int) -> float:
@@ -135,8 +101,7 @@ class Training:
         running: collections.deque[Any] = collections.deque()
         metrics: Any = None
         for _ in range(calls):
-            items = self._next_items() if self._kept is None else self._kept
-            args = (self._state, self._feed.constants, items, self._teachers)
+            args = self._arguments()
             self._state, metrics = self.programs.prepare(*args)(*args)
             running.append(metrics)
             if len(running) > _AHEAD:
@@ -156,12 +121,12 @@ class Training:
 
     def close(self) -> None:
         """Ends the threads that read."""
-        self._iterator.close()
+        self._assembly.close()
 
-    def _next_items(self) -> Any:
-        items = stack_items([next(self._iterator) for _ in range(self.steps)])
-        leading = 2 if self._setup.seeds.several else 1
-        return sharding.put_batch(items, self._setup.mesh, leading=leading)
+    def _arguments(self) -> tuple[Any, ...]:
+        assembly = self._assembly
+        items = assembly.items(self.steps) if self._kept is None else self._kept
+        return assembly.arguments(self._state, items)
 
 
 def bytes_of_part(tree: Any) -> int:

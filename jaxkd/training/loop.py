@@ -6,24 +6,19 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
-import jax
-
-from jaxkd.training import sharding
+from jaxkd.training.assembly import Known, abstract_state, untrained
 from jaxkd.training.checkpoints import Checkpoints
-from jaxkd.training.compilation import run_once
 from jaxkd.training.evaluation import Evaluation
 from jaxkd.training.network import Variables
 from jaxkd.training.runner import (
     Results,
     StageRunner,
-    abstract_state,
     handed_on,
     report,
 )
 from jaxkd.training.seeds import mean_of, spread_of
 from jaxkd.training.setup import Setup
 from jaxkd.training.signals import StopSignal
-from jaxkd.training.stage import Stage
 from jaxkd.training.workdir import MetricsWriter, Workdir, describe_device, versions
 
 
@@ -55,28 +50,18 @@ def run(
     finished = [s["name"] for s in summary["stages"]]
     writer = MetricsWriter(workdir, tensorboard=setup.plan.log.tensorboard)
     evaluation = Evaluation(setup)
-    variables: dict[str, Variables] = {}
-
-    def load(name: str) -> Variables:
-        """What a network is when the stages that are finished have trained it."""
-        known = variables.get(name)
-        return (
-            load_variables(setup, workdir, name, finished) if known is None else known
-        )
-
+    known = Known(setup, lambda name: load_variables(setup, workdir, name, finished))
     for name in _frozen(setup):
         if name not in summary["results"]:
-            results = report(evaluation, setup.networks[name], load(name), workdir)
+            results = report(evaluation, setup.networks[name], known(name), workdir)
             _add_results(summary, {name: results})
     try:
         for stage in setup.stages:
             if stage.name in finished or (only is not None and stage.name not in only):
                 continue
-            for name in _needed(stage):
-                variables[name] = load(name)
-            runner = StageRunner(setup, stage, workdir, writer, evaluation, stop, load)
-            trained, record, metrics = runner.run(variables, finished)
-            variables |= trained
+            runner = StageRunner(setup, stage, workdir, writer, evaluation, stop)
+            trained, record, metrics = runner.run(known, finished)
+            known.keep(trained)
             finished.append(stage.name)
             summary["stages"].append(record)
             _add_results(summary, metrics)
@@ -149,11 +134,7 @@ def load_variables(
     Those of a frozen network are what its `init` makes.
     """
     if setup.plan.networks[network].frozen:
-        return jax.jit(
-            setup.seeds.lift(setup.networks[network].init),
-            out_shardings=sharding.replicated(setup.mesh),
-            compiler_options=run_once(),
-        )(setup.seeds.keys())
+        return untrained(setup, network)
     stage = [s for s in setup.stages if network in s.learners and s.name in finished][
         -1
     ]
@@ -171,8 +152,3 @@ def load_variables(
 def _frozen(setup: Setup) -> list[str]:
     """The networks that teach and that no stage trains."""
     return [name for name, plan in setup.plan.networks.items() if plan.frozen]
-
-
-def _needed(stage: Stage) -> list[str]:
-    """The trained networks that a stage starts from."""
-    return [*(t.name for t in stage.live_teachers), *stage.starts]

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,15 +15,11 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from jaxkd.analysis.ceiling import matmul_ceiling
-from jaxkd.training import sharding
-from jaxkd.training.batches import make_feed
-from jaxkd.training.checkpoints import Checkpoints, abstract_like
-from jaxkd.training.compilation import run_once
-from jaxkd.training.dispatch import Programs, make_dispatch, stack_items
+from jaxkd.training.assembly import Assembly, Known, assemble
+from jaxkd.training.checkpoints import Checkpoints
+from jaxkd.training.dispatch import Programs
 from jaxkd.training.evaluation import Evaluation, NotFinite
-from jaxkd.training.feeds import Feed
 from jaxkd.training.network import Network, Variables
-from jaxkd.training.placement import learner_sharding, place
 from jaxkd.training.progress import Clock, Meter, TrainingFailed, teacher_share
 from jaxkd.training.schema import ConfigError
 from jaxkd.training.seeds import mean_of
@@ -55,20 +51,18 @@ class StageRunner:
         writer: MetricsWriter,
         evaluation: Evaluation,
         stop: StopSignal,
-        load: Callable[[str], Variables],
     ):
         self.setup, self.stage, self.workdir = setup, stage, workdir
         self.writer, self.evaluation, self.stop = writer, evaluation, stop
-        self.load = load
 
     def run(
-        self, variables: Mapping[str, Variables], finished: list[str]
+        self, known: Known, finished: list[str]
     ) -> tuple[dict[str, Variables], dict[str, Any], dict[str, Results]]:
         """Trains, evaluates, and hands on.
 
         Args:
-          variables: of the teachers that run, of the network to start from, and of
-            the learners if they were trained before.
+          known: has the variables of the teachers that run, of the network to start
+            from, and of the learners if they were trained before.
           finished: the stages before this one.
 
         Returns:
@@ -77,50 +71,33 @@ class StageRunner:
         """
         setup, stage, plan = self.setup, self.stage, self.setup.plan
 
-        # ------------------------------------------------------------------ data
-        stored = load_targets(setup, stage, self.workdir, self.load)
-        feed = make_feed(setup, stage, extra=None if stored is None else stored.files)
-        iterator = feed.items()
+        with contextlib.ExitStack() as stack:
+            # -------------------------------------------------- data, teachers, step
+            targets = load_targets(setup, stage, self.workdir, known)
+            assembly = assemble(setup, stage, known, targets=targets)
+            stack.callback(assembly.close)
 
-        # ------------------------------------------------------------- shardings
-        abstract, shardings = abstract_state(setup, stage)
-        placed, teachers = place(setup, stage, variables)
-        if stored is not None:
-            teachers = stored.constants
-
-        # ------------------------------------------------------------------ step
-        programs = Programs(
-            name=stage.name,
-            dispatch=make_dispatch(
-                setup.seeds.lift(placed.train_step(setup.augmentation)), feed
-            ),
-            state_shardings=shardings,
-            metrics_sharding=sharding.replicated(setup.mesh),
-        )
-
-        # --------------------------------------------------------------- restore
-        checkpoints = Checkpoints(
-            self.workdir.checkpoints(stage.name), keep=plan.checkpoint.keep
-        )
-        try:
+            # ----------------------------------------------------------- restore
+            checkpoints = Checkpoints(
+                self.workdir.checkpoints(stage.name), keep=plan.checkpoint.keep
+            )
+            stack.callback(checkpoints.close)
             latest = checkpoints.latest()
             if latest is None:
-                state = jax.jit(
-                    setup.seeds.lift(stage.begin),
-                    out_shardings=shardings,
-                    compiler_options=run_once(),
-                )(setup.seeds.keys(), {name: variables[name] for name in stage.starts})
+                state = assembly.begin(known)
                 first_step, clock = 0, Clock()
             else:
-                state, record = checkpoints.restore(latest, abstract, iterator)
+                state, record = checkpoints.restore(
+                    latest, assembly.abstract, assembly.iterator
+                )
                 self._check_data(record)
                 first_step, clock = latest, Clock(**record["clock"])
                 logger.info("%s: resumed at step %d", stage.name, first_step)
             self.writer.rewind(stage.name, first_step, finished=finished)
 
             # -------------------------------------------------------------- loop
-            loop = _Loop(self, feed, iterator, programs, checkpoints, clock)
-            state = loop.run(state, teachers, first_step)
+            loop = _Loop(self, assembly, checkpoints, clock)
+            state = loop.run(state, first_step)
 
             # ---------------------------------------------------------- hand on
             checkpoints.wait()
@@ -128,14 +105,11 @@ class StageRunner:
                 raise self.stopped(stage.total_steps)
             chosen = handed_on(stage, checkpoints)
             if chosen != stage.total_steps:
-                state, _ = checkpoints.restore(chosen, abstract)
-        finally:
-            checkpoints.close()
-            iterator.close()
+                state, _ = checkpoints.restore(chosen, assembly.abstract)
         final, metrics = stage.final_variables(state), {}
         for name, network in stage.members.items():
             metrics[name] = report(self.evaluation, network, final[name], self.workdir)
-        return final, self._record(programs, clock, chosen), metrics
+        return final, self._record(assembly.programs, clock, chosen), metrics
 
     def _record(self, programs: Programs, clock: Clock, chosen: int) -> dict[str, Any]:
         stage, images = self.stage, self.setup.plan.images_per_step
@@ -229,19 +203,15 @@ class _Loop:
     def __init__(
         self,
         runner: StageRunner,
-        feed: Feed,
-        iterator: Any,
-        programs: Programs,
+        assembly: Assembly,
         checkpoints: Checkpoints,
         clock: Clock,
     ):
         self.runner, self.setup, self.stage = runner, runner.setup, runner.stage
-        self.feed, self.iterator, self.programs = feed, iterator, programs
+        self.assembly, self.programs = assembly, assembly.programs
         self.checkpoints, self.clock = checkpoints, clock
 
-    def run(
-        self, state: TrainState, teachers: tuple[Variables, ...], first_step: int
-    ) -> TrainState:
+    def run(self, state: TrainState, first_step: int) -> TrainState:
         """Trains from `first_step` to the end of the stage."""
         setup, stage = self.setup, self.stage
         total, per_epoch = stage.total_steps, stage.steps_per_epoch
@@ -272,9 +242,9 @@ class _Loop:
                 stop_at = self._next_stop(step)
                 steps = several if stop_at - step >= several else 1
                 start = time.monotonic()
-                items = self._items(steps)
+                items = self.assembly.items(steps)
                 seconds = time.monotonic() - start
-                args = (state, self.feed.constants, items, teachers)
+                args = self.assembly.arguments(state, items)
                 if not self.programs.has(steps):
                     # Compilation and what still runs stay out of the throughput.
                     meter.settle(0)
@@ -308,7 +278,9 @@ class _Loop:
                     "clock": dataclasses.asdict(clock),
                     "train_records": len(setup.train),
                 }
-                self.checkpoints.save(step, state, self.iterator, record, score=score)
+                self.checkpoints.save(
+                    step, state, self.assembly.iterator, record, score=score
+                )
                 meter.restart()
                 if stopping and step < total:
                     self.checkpoints.wait()
@@ -316,12 +288,6 @@ class _Loop:
         jax.block_until_ready(state)
         clock.stop()
         return state
-
-    def _items(self, steps: int) -> Any:
-        """The items of the next steps, on the devices."""
-        items = stack_items([next(self.iterator) for _ in range(steps)])
-        leading = 2 if self.setup.seeds.several else 1
-        return sharding.put_batch(items, self.setup.mesh, leading=leading)
 
     def _due(self, step: int) -> tuple[bool, bool]:
         """Whether the networks are judged after a step, and whether it is saved."""
@@ -392,13 +358,6 @@ class _Profiler(contextlib.AbstractContextManager):
     def __exit__(self, *_: object) -> None:
         if self._running:
             self._stop()
-
-
-def abstract_state(setup: Setup, stage: Stage) -> tuple[TrainState, TrainState]:
-    """Shapes of a stage's state with shardings, and the shardings alone."""
-    shardings = setup.seeds.lift_sharding(learner_sharding(setup, stage))
-    shapes = jax.eval_shape(setup.seeds.lift(stage.init_state), setup.seeds.keys())
-    return abstract_like(shapes, shardings), shardings
 
 
 def handed_on(stage: Stage, checkpoints: Checkpoints) -> int:
