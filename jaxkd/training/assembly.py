@@ -19,18 +19,30 @@ from jaxkd.training.compilation import run_once
 from jaxkd.training.dispatch import Programs, make_dispatch, stack_items
 from jaxkd.training.feeds import Feed
 from jaxkd.training.network import Variables
-from jaxkd.training.placement import learner_sharding, place
+from jaxkd.training.placement import (
+    gathering_stage,
+    learner_sharding,
+    live_sharding,
+)
 from jaxkd.training.setup import Setup
 from jaxkd.training.stage import Stage
 from jaxkd.training.state import TrainState
 from jaxkd.training.target_files import StageTargets
 
 
-def untrained(setup: Setup, name: str) -> Variables:
-    """The variables that a network's `init` makes, for all seeds, on every device."""
+def untrained(setup: Setup, name: str, shardings: Any = None) -> Variables:
+    """The variables that a network's `init` makes, for all seeds.
+
+    Args:
+      setup: the run.
+      name: the network.
+      shardings: where each array shall live; None for all on every device.
+    """
+    if shardings is None:
+        shardings = sharding.replicated(setup.mesh)
     return jax.jit(
         setup.seeds.lift(setup.networks[name].init),
-        out_shardings=sharding.replicated(setup.mesh),
+        out_shardings=shardings,
         compiler_options=run_once(),
     )(setup.seeds.keys())
 
@@ -58,13 +70,37 @@ class Known:
         """The variables of a network; they are not kept if they were not before."""
         if name in self._kept:
             return self._kept[name]
-        if self._setup.plan.networks[name].frozen:
+        if self._frozen(name):
             return untrained(self._setup, name)
         return self._read(name)
+
+    def shapes(self, name: str) -> Any:
+        """The shapes of a network's variables for one seed; what is read is kept."""
+        if name not in self._kept:
+            if self._frozen(name):
+                init = self._setup.networks[name].init
+                return jax.eval_shape(init, jax.random.key(0))
+            self._kept[name] = self._read(name)
+        each = self._setup.seeds.each
+        return jax.eval_shape(lambda v: each(v)[0], self._kept[name])
+
+    def put(self, name: str, shardings: Any) -> Variables:
+        """A network's variables where they shall live; only these are kept.
+
+        Frozen networks are made there: no device ever holds them whole because of it.
+        """
+        if name not in self._kept and self._frozen(name):
+            self._kept[name] = untrained(self._setup, name, shardings)
+        else:
+            self._kept[name] = jax.device_put(self(name), shardings)
+        return self._kept[name]
 
     def keep(self, variables: Mapping[str, Variables]) -> None:
         """Keeps variables, in place of earlier ones of the same networks."""
         self._kept.update(variables)
+
+    def _frozen(self, name: str) -> bool:
+        return self._setup.plan.networks[name].frozen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +159,8 @@ def assemble(
     Args:
       setup: the run.
       stage: the stage.
-      known: has the variables of the live teachers, and keeps them.
+      known: has the variables of the live teachers; it keeps them where the stage
+        wants them, in place of whole ones.
       targets: what the stage reads instead of running its teachers.
 
     Returns:
@@ -131,9 +168,13 @@ def assemble(
     """
     feed = make_feed(setup, stage, extra=None if targets is None else targets.files)
     abstract, shardings = abstract_state(setup, stage)
-    live = {teacher.name: known(teacher.name) for teacher in stage.live_teachers}
-    known.keep(live)
-    placed, teachers = place(setup, stage, live)
+    names = [teacher.name for teacher in stage.live_teachers]
+    wanted = live_sharding(setup, stage, [known.shapes(name) for name in names])
+    placed = gathering_stage(setup, stage, wanted)
+    teachers = tuple(
+        known.put(name, setup.seeds.lift_sharding(each))
+        for name, each in zip(names, wanted, strict=True)
+    )
     programs = Programs(
         name=stage.name,
         dispatch=make_dispatch(

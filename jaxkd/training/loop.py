@@ -62,6 +62,8 @@ def run(
             runner = StageRunner(setup, stage, workdir, writer, evaluation, stop)
             trained, record, metrics = runner.run(known, finished)
             known.keep(trained)
+            # A later stage may split what is kept, and nothing else may hold it whole.
+            del trained
             finished.append(stage.name)
             summary["stages"].append(record)
             _add_results(summary, metrics)

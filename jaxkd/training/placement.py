@@ -105,24 +105,50 @@ def place(
       The stage with networks and a method that gather what is split over `fsdp`; and
       the variables of its live teachers, where `MeshPlan.teacher` wants them.
     """
-    state = learner_sharding(setup, stage)
     live = tuple(variables[teacher.name] for teacher in stage.live_teachers)
-    shardings = teacher_sharding(
-        jax.eval_shape(lambda v: setup.seeds.each(v)[0], live),
+    shapes = jax.eval_shape(lambda v: setup.seeds.each(v)[0], live)
+    shardings = live_sharding(setup, stage, shapes)
+    placed = gathering_stage(setup, stage, shardings)
+    return placed, jax.device_put(live, setup.seeds.lift_sharding(shardings))
+
+
+def live_sharding(setup: Setup, stage: Stage, shapes: Sequence[Any]) -> tuple[Any, ...]:
+    """Where `MeshPlan.teacher` wants the variables of a stage's live teachers.
+
+    Args:
+      setup: the run.
+      stage: the stage.
+      shapes: of each live teacher's variables, for one seed.
+
+    Returns:
+      The tree of shardings of each, for one seed.
+    """
+    return teacher_sharding(
+        shapes,
         setup.mesh,
         mode=setup.plan.mesh.teacher,
         min_size=setup.plan.mesh.fsdp_min_size,
         partitions=[teacher.partition for teacher in stage.live_teachers],
     )
+
+
+def gathering_stage(setup: Setup, stage: Stage, shardings: Sequence[Any]) -> Stage:
+    """The stage, whose networks and method gather what is split over `fsdp`.
+
+    Args:
+      setup: the run.
+      stage: the stage.
+      shardings: of its live teachers' variables, see `live_sharding`.
+    """
+    state = learner_sharding(setup, stage)
     pairs = zip(stage.live_teachers, shardings, strict=True)
     teachers = tuple(gathering(teacher, s["params"]) for teacher, s in pairs)
-    placed = dataclasses.replace(
+    return dataclasses.replace(
         stage,
         student=gathering(stage.student, state.params["network"]),
         method=_gathering_method(stage.method, state.params["method"]),
         teachers=teachers or stage.teachers,
     )
-    return placed, jax.device_put(live, setup.seeds.lift_sharding(shardings))
 
 
 def learner_sharding(setup: Setup, stage: Stage) -> TrainState:

@@ -1,11 +1,15 @@
 """What a stage runs on: variables made or read once, items, and the first state."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxkd.training import Plan, StopSignal, Workdir, make_setup, run
 from jaxkd.training import assembly as assembly_lib
+from jaxkd.training import runner as runner_lib
 from jaxkd.training.assembly import Known, abstract_state, assemble, untrained
 
 
@@ -95,7 +99,96 @@ def test_an_assembly_that_fails_has_started_nothing(setup, monkeypatch):
         raise ValueError("no place")
 
     monkeypatch.setattr(assembly_lib, "make_feed", watched)
-    monkeypatch.setattr(assembly_lib, "place", failing)
+    monkeypatch.setattr(assembly_lib, "live_sharding", failing)
     with pytest.raises(ValueError, match="no place"):
         assemble(setup, setup.stages[0], Known(setup, unreadable))
     assert not begun
+
+
+# ----------------------------------------------------------------- where teachers live
+
+WIDE = {"name": "network_of_stored:Network", "width": 512}
+SPLIT = {"teacher": "sharded", "fsdp_min_size": 64}
+
+
+def shapes_of(setup):
+    """The shapes of the teacher's arrays that eight devices share."""
+    variables = jax.eval_shape(setup.networks["teacher"].init, jax.random.key(0))
+    return {x.shape for x in jax.tree.leaves(variables) if x.size >= 64}
+
+
+def held(shapes):
+    """Bytes on one device of all arrays of such shapes that anything still holds."""
+    gc.collect()
+    return sum(
+        x.addressable_shards[0].data.nbytes
+        for x in jax.live_arrays()
+        if x.shape in shapes and len(x.sharding.device_set) == 8
+    )
+
+
+def whole(shapes, setup):
+    variables = jax.eval_shape(setup.networks["teacher"].init, jax.random.key(0))
+    leaves = [x for x in jax.tree.leaves(variables) if x.shape in shapes]
+    return sum(x.size * x.dtype.itemsize for x in leaves)
+
+
+def wide(stored_config, mesh):
+    config = stored_config(mesh=mesh)
+    config["networks"]["teacher"] = {**WIDE, "frozen": True}
+    return config
+
+
+@pytest.mark.parametrize(("mesh", "part"), [(SPLIT, 8), ({"teacher": "replicated"}, 1)])
+def test_a_frozen_teacher_takes_what_its_parts_take(stored_config, mesh, part):
+    setup = make_setup(Plan.from_config(wide(stored_config, mesh)))
+    shapes, known = shapes_of(setup), Known(setup, unreadable)
+    before = held(shapes)
+    made = assemble(setup, setup.stages[0], known)
+    assert held(shapes) - before == whole(shapes, setup) // part
+    assert known("teacher") is made.teachers[0]
+    same(made.teachers[0], untrained(setup, "teacher"))
+    made.close()
+
+
+def test_a_teacher_that_was_read_is_kept_in_parts_alone(stored_config):
+    config = wide(stored_config, SPLIT)
+    config["networks"]["teacher"] = WIDE
+    config["run"] = ("teacher", "student")
+    alone = {"method": {"ce": {}}, "epochs": 1, "optimizer": {"learning_rate": 0.05}}
+    config["stages"]["teacher"] = alone
+    setup = make_setup(Plan.from_config(config))
+    shapes, read = shapes_of(setup), []
+    known = Known(setup, lambda name: read.append(name) or untrained(setup, name))
+    before = held(shapes)
+    made = assemble(setup, setup.stages[1], known)
+    assert held(shapes) - before == whole(shapes, setup) // 8
+    assert read == ["teacher"]
+    same(made.teachers[0], untrained(setup, "teacher"))
+    made.close()
+
+
+def test_a_run_holds_a_split_teacher_in_parts_alone(
+    stored_config, tmp_path, monkeypatch
+):
+    config = wide(stored_config, SPLIT)
+    config["networks"]["teacher"] = WIDE
+    config["run"] = ("teacher", "student")
+    alone = {"method": {"ce": {}}, "epochs": 1, "optimizer": {"learning_rate": 0.05}}
+    config["stages"]["teacher"] = alone
+    setup = make_setup(Plan.from_config(config))
+    workdir = Workdir(tmp_path)
+    workdir.claim(setup.plan)
+    shapes, found = shapes_of(setup), {}
+    before, original = held(shapes), runner_lib._Loop.run
+
+    def watched(self, state, first_step):
+        found[self.stage.name] = held(shapes) - before
+        return original(self, state, first_step)
+
+    monkeypatch.setattr(runner_lib._Loop, "run", watched)
+    with StopSignal() as stop:
+        run(setup, workdir, command="test", stop=stop)
+    # The teacher's stage has its parameters, statistics and momenta, whole.
+    assert found["teacher"] > whole(shapes, setup)
+    assert found["student"] == whole(shapes, setup) // 8
