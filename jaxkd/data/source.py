@@ -20,6 +20,10 @@ OnError = Literal["raise", "skip"]
 Record = dict[str, np.ndarray]
 T = TypeVar("T")
 
+_REPLACE = (
+    "replace the file (data sets of many files can leave it out: on_error='skip')"
+)
+
 _log = logging.getLogger(__name__)
 
 
@@ -94,12 +98,13 @@ class DamagedFileError(ValueError):
     Args:
       path: the file.
       reason: what is wrong with it, in a few words.
+      remedy: what to do.
     """
 
-    def __init__(self, path: str | Path, reason: str):
-        # Both arguments go to the base class: the error must survive pickling when a
+    def __init__(self, path: str | Path, reason: str, remedy: str = _REPLACE):
+        # All arguments go to the base class: the error must survive pickling when a
         # worker process raises it.
-        super().__init__(str(path), reason)
+        super().__init__(str(path), reason, remedy)
 
     @property
     def path(self) -> str:
@@ -107,13 +112,10 @@ class DamagedFileError(ValueError):
         return self.args[0]
 
     def __str__(self) -> str:
-        path, reason = self.args
+        path, reason, remedy = self.args
         # Reasons that come from decoders may have several lines.
         reason = " ".join(reason.split())
-        return (
-            f"cannot use {path}: {reason}; replace the file (data sets of many files "
-            "can leave it out: on_error='skip')"
-        )
+        return f"cannot use {path}: {reason}; {remedy}"
 
 
 def keep_readable(

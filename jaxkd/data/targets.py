@@ -12,7 +12,6 @@ Here is what such a folder is and how it is read; `jaxkd.data.target_writer` wri
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -21,15 +20,17 @@ from typing import Any
 
 import numpy as np
 
+from jaxkd.data.durable import put_in_place, writing
 from jaxkd.data.fingerprint import file_fingerprint, source_fingerprint
 from jaxkd.data.source import DamagedFileError, Source
 from jaxkd.data.target_codecs import Field
+from jaxkd.data.target_readers import Readers
 
 FORMAT_VERSION = 1
 MANIFEST, CONSTANTS = "manifest.json", "constants.npz"
 # Targets up to this size are read into memory once.
 _IN_MEMORY_BYTES = 2**28
-_REMEDY = "delete the folder and write the targets anew with --mode=label"
+REMEDY = "delete the folder and write the targets anew with --mode=label"
 
 Batch = dict[str, np.ndarray]
 
@@ -73,10 +74,14 @@ class Manifest:
         return sum(field.nbytes for field in self.fields.values())
 
     @property
+    def files(self) -> tuple[Shard, ...]:
+        """All files but the manifest."""
+        return (*self.shards, *([self.constants] if self.constants else []))
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all files."""
-        constants = self.constants.bytes if self.constants else 0
-        return sum(shard.bytes for shard in self.shards) + constants
+        return sum(file.bytes for file in self.files)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON."""
@@ -114,7 +119,7 @@ class Manifest:
         }
         constants = value["constants"]
         return cls(
-            identity=value["identity"],
+            identity=dict(value["identity"]),
             records=int(value["records"]),
             views=int(value["views"]),
             fields=fields,
@@ -127,8 +132,9 @@ class Targets:
     """Reads stored targets; see `open_targets`.
 
     `targets(epoch, indices)` are the packed arrays of the view that an epoch shows, as
-    `pipeline.train_batches` takes them for `extra`. Copies of a pickled object open
-    the files anew. Small sets are read into memory as a whole, by the first read.
+    `pipeline.train_batches` takes them for `extra`. Small sets are read into memory as
+    a whole, by the first read. Copies of a pickled object, which the reader processes
+    of a pipeline have, open the files anew and read record by record.
 
     Attributes:
       path: the folder.
@@ -137,8 +143,9 @@ class Targets:
 
     def __init__(self, path: Path, manifest: Manifest):
         self.path, self.manifest = path, manifest
-        self._lock = threading.RLock()
-        self._readers: dict[int, Any] = {}
+        self._in_memory = manifest.nbytes <= _IN_MEMORY_BYTES
+        self._lock = threading.Lock()
+        self._readers = Readers()
         self._rows: np.ndarray | None = None
 
     def __call__(self, epoch: int, indices: np.ndarray) -> Batch:
@@ -151,6 +158,7 @@ class Targets:
         Raises:
           IndexError: there is no such view or record.
           DamagedFileError: a file is damaged.
+          OSError: a file cannot be read, and is not known to be damaged.
         """
         manifest, indices = self.manifest, np.asarray(indices, np.int64)
         if not 0 <= view < manifest.views:
@@ -161,7 +169,7 @@ class Targets:
                 f"range({manifest.records})"
             )
         positions = view * manifest.records + indices
-        if manifest.nbytes <= _IN_MEMORY_BYTES:
+        if self._in_memory:
             return split_rows(self._all()[positions], manifest.fields)
         rows = np.empty((len(indices), manifest.record_bytes), np.uint8)
         shards, offsets = np.divmod(positions, manifest.shards[0].records)
@@ -179,11 +187,7 @@ class Targets:
         file = self.manifest.constants
         if file is None:
             return {}
-        path = self.path / file.name
-        if file_fingerprint(path) != file.sha256:
-            raise DamagedFileError(
-                path, f"its SHA-256 is not the manifest's; {_REMEDY}"
-            )
+        path = self._check_file(file)
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
 
@@ -193,19 +197,18 @@ class Targets:
         Raises:
           DamagedFileError: one differs.
         """
-        for shard in self.manifest.shards:
-            path = self.path / shard.name
-            if file_fingerprint(path) != shard.sha256:
-                raise DamagedFileError(
-                    path, f"its SHA-256 is not the manifest's; {_REMEDY}"
-                )
+        for file in self.manifest.files:
+            self._check_file(file)
 
     def close(self) -> None:
         """Closes the files; reading opens them again."""
-        with self._lock:
-            for reader in self._readers.values():
-                reader.close()
-            self._readers = {}
+        self._readers.close()
+
+    def _check_file(self, file: Shard) -> Path:
+        path = self.path / file.name
+        if file_fingerprint(path) != file.sha256:
+            raise DamagedFileError(path, "its SHA-256 is not the manifest's", REMEDY)
+        return path
 
     def _all(self) -> np.ndarray:
         """All records; threads that come together read them once."""
@@ -216,31 +219,36 @@ class Targets:
                     for number, shard in enumerate(self.manifest.shards)
                 ]
                 self._rows = np.concatenate(parts)
+                self.close()
             return self._rows
 
-    def _read(self, shard: int, offsets: np.ndarray) -> np.ndarray:
-        path = self.path / self.manifest.shards[shard].name
+    def _read(self, number: int, offsets: np.ndarray) -> np.ndarray:
+        shard = self.manifest.shards[number]
+        path = self.path / shard.name
         try:
-            values = self._reader(shard, path).read(offsets.tolist())
-            data = np.frombuffer(b"".join(values), np.uint8)
-            return data.reshape(len(offsets), self.manifest.record_bytes)
-        except (RuntimeError, ValueError, IndexError, OSError) as error:
-            raise DamagedFileError(path, f"{error}; {_REMEDY}") from error
-
-    def _reader(self, shard: int, path: Path) -> Any:
-        with self._lock:
-            if shard not in self._readers:
-                module = array_record()
-                self._readers[shard] = module.ArrayRecordReader(
-                    str(path), "readahead_buffer_size:0", file_reader_buffer_size=32768
-                )
-            return self._readers[shard]
+            values = self._readers.read(path, offsets.tolist())
+        except (RuntimeError, IndexError) as error:
+            # The file, or the device that it is on: its bytes tell, if they are read.
+            self._check_file(shard)
+            reason = str(error).partition(";")[0]
+            raise OSError(f"cannot read {path}: {reason}") from error
+        data = np.frombuffer(b"".join(values), np.uint8)
+        expected = (len(offsets), self.manifest.record_bytes)
+        if data.size != np.prod(expected):
+            raise DamagedFileError(
+                path,
+                f"{len(offsets)} records have {data.size} bytes and should have "
+                f"{expected[1]} each",
+                REMEDY,
+            )
+        return data.reshape(expected)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "manifest": self.manifest}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
+        self._in_memory = False
 
 
 def open_targets(path: Path) -> Targets:
@@ -252,18 +260,22 @@ def open_targets(path: Path) -> Targets:
     Raises:
       FileNotFoundError: there is no manifest.
       DamagedFileError: the manifest or a file is damaged.
+      OSError: one cannot be read.
     """
     manifest = read_manifest(path / MANIFEST)
-    files = [*manifest.shards, *([manifest.constants] if manifest.constants else [])]
-    for file in files:
+    if not manifest.shards:
+        raise DamagedFileError(
+            path / MANIFEST, "it names no files: they were never finished", REMEDY
+        )
+    for file in manifest.files:
         at = path / file.name
         if not at.exists():
-            raise DamagedFileError(at, f"it is missing; {_REMEDY}")
+            raise DamagedFileError(at, "it is missing", REMEDY)
         if at.stat().st_size != file.bytes:
             raise DamagedFileError(
                 at,
-                f"it has {at.stat().st_size} bytes and should have {file.bytes}; "
-                f"{_REMEDY}",
+                f"it has {at.stat().st_size} bytes and should have {file.bytes}",
+                REMEDY,
             )
     return Targets(path, manifest)
 
@@ -273,21 +285,20 @@ def read_manifest(path: Path) -> Manifest:
 
     Raises:
       FileNotFoundError: there is none.
+      OSError: it cannot be read.
       DamagedFileError: it is damaged, or contradicts itself.
     """
     try:
         manifest = Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedFileError(path, f"{error!r}; {_REMEDY}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFileError(path, repr(error), REMEDY) from error
     stored = sum(shard.records for shard in manifest.shards)
     if manifest.shards and stored != manifest.records * manifest.views:
         raise DamagedFileError(
             path,
             f"its files have {stored} records, but {manifest.views} views of "
-            f"{manifest.records} records are {manifest.views * manifest.records}; "
-            f"{_REMEDY}",
+            f"{manifest.records} records are {manifest.views * manifest.records}",
+            REMEDY,
         )
     return manifest
 
@@ -363,9 +374,11 @@ def join_rows(
     for name, field in fields.items():
         values = np.asarray(packed[name])
         if values.dtype.kind == "f" and not np.isfinite(values).all():
+            option = "taps_dtype" if "/taps/" in name else "dtype"
+            wider = f"; {option} float32 holds larger numbers than float16"
             raise ValueError(
                 f"{name} has numbers that are not finite in {field.dtype}; is the "
-                "teacher trained? dtype float32 holds larger numbers than float16"
+                f"teacher trained?{wider if field.dtype == 'float16' else ''}"
             )
         little = np.ascontiguousarray(values, np.dtype(field.dtype).newbyteorder("<"))
         columns.append(little.reshape(len(values), -1).view(np.uint8))
@@ -390,24 +403,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes the manifest of a folder, whole or not at all."""
     text = json.dumps(manifest.to_json(), indent=2, allow_nan=False)
     unfinished = folder / f"{MANIFEST}.part"
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    unfinished.replace(folder / MANIFEST)
+    with writing(folder / MANIFEST):
+        unfinished.write_text(text + "\n", encoding="utf-8")
+    put_in_place(unfinished, folder / MANIFEST)
 
 
 def describe_file(path: Path, records: int) -> Shard:
     """What a manifest says of a file with so many records."""
     return Shard(path.name, records, path.stat().st_size, file_fingerprint(path))
-
-
-def array_record() -> Any:
-    """The module of the file format, which comes with grain.
-
-    Raises:
-      ImportError: it is not installed.
-    """
-    try:
-        return importlib.import_module("array_record.python.array_record_module")
-    except ImportError as error:
-        raise ImportError(
-            "stored targets need array_record: pip install array_record"
-        ) from error

@@ -45,6 +45,13 @@ def test_damage_survives_the_way_from_a_worker_process():
     )
 
 
+def test_damage_may_have_a_remedy_of_its_own():
+    error = DamagedFileError("a.npz", "broken", "write it anew")
+    for each in (error, pickle.loads(pickle.dumps(error))):
+        assert str(each) == "cannot use a.npz: broken; write it anew"
+        assert each.path == "a.npz"
+
+
 def check_even(number):
     if number % 2:
         raise DamagedFileError(f"{number}.png", "odd")

@@ -1,15 +1,19 @@
 """Folders of stored targets: written, resumed, read, damaged, refused."""
 
 import dataclasses
+import errno
 import json
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxkd.data import DamagedFileError, SourceInfo, train_batches
+from jaxkd.data import target_readers as target_readers_lib
+from jaxkd.data import target_writer as target_writer_lib
 from jaxkd.data import targets as targets_lib
 from jaxkd.data.fingerprint import source_fingerprint
 from jaxkd.data.target_codecs import Field
@@ -230,13 +234,14 @@ def test_a_writer_that_was_only_not_renamed_needs_no_record(tmp_path, monkeypatc
     writer = start(path)
     writer.write(ALL)
 
-    def killed(self, target):
+    def killed(unfinished, path):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(path), "rename", killed)
+        patch.setattr(target_writer_lib, "put_in_place", killed)
         with pytest.raises(KeyboardInterrupt):
             writer.finish({})
+    writer.close()
     again = start(path)
     # The last file was not renamed either.
     assert again.position == 72
@@ -261,6 +266,84 @@ def test_a_writer_of_other_targets_begins_anew(tmp_path, change):
     assert start(path, manifest, size).position == 0
 
 
+def test_files_of_another_size_do_not_stay(tmp_path):
+    """As many MiB more or less would leave files of other names behind."""
+    path = tmp_path / "targets"
+    first = start(path)
+    first.write(part(0, 50))
+    first.close()
+    again = start(path, shard_bytes=10 * PLAIN.record_bytes)
+    assert again.position == 0
+    again.write(ALL)
+    targets = again.finish({})
+    named = {shard.name for shard in targets.manifest.shards}
+    assert {f.name for f in path.iterdir()} == {MANIFEST, *named} and len(named) == 9
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path):
+    path = tmp_path / "targets"
+    first = start(path)
+    first.write(part(0, 40))
+    with pytest.raises(BlockingIOError, match="another process is writing .*targets"):
+        start(path)
+    first.write(part(40, 90))
+    first.finish({})
+    with pytest.raises(FileExistsError, match="there already"):
+        start(path)
+    assert_rows(open_targets(path).read(0, np.arange(30)), np.arange(30))
+    assert not (path / ".lock").exists()
+
+
+def test_a_writer_that_ended_lets_others_write(tmp_path):
+    path = tmp_path / "targets"
+    for _ in range(2):
+        start(path).close()
+    with pytest.raises(ValueError, match="0 of 90 records"):
+        start(path).finish({})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("count", [36, 5])
+def test_a_full_disk_is_one_line_and_keeps_what_is_finished(tmp_path, count):
+    path = tmp_path / "targets"
+    writer = start(path)
+    writer.write(part(0, 36))
+    name = "targets-00001-of-00003.array_record"
+    (tmp_path / "targets.part" / f"{name}.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=f"^cannot write .*{name}: .*No space") as error:
+        writer.write(part(36, 36 + count))  # a whole file, or the begin of one
+        writer.close()
+    assert "\n" not in str(error.value)
+    writer.close()
+    again = start(path)
+    assert again.position == 36
+    again.write(part(36, 90))
+    assert_rows(again.finish({}).read(2, np.arange(30)), 60 + np.arange(30))
+
+
+def test_records_may_end_as_one_file_of_another_format(tmp_path):
+    path = tmp_path / "targets"
+    writer = start(path)
+    writer.write(part(0, 80))
+
+    def write(file, targets):
+        found = targets.read(2, np.arange(RECORDS))
+        np.save(file, found["teacher0/index"])
+        file.with_name(f"{file.name}.npy").rename(file)
+
+    manifest = dataclasses.replace(PLAIN, fields={})
+    with pytest.raises(ValueError, match="80 of 90"):
+        writer.export("all.npy", manifest, write)
+    writer.close()
+    again = start(path)
+    again.write(part(again.position, 90))
+    again.export("all.npy", manifest, write)
+    assert {f.name for f in path.iterdir()} == {MANIFEST, "all.npy"}
+    np.testing.assert_array_equal(np.load(path / "all.npy"), ALL["teacher0/index"][60:])
+    (shard,) = read_manifest(path / MANIFEST).shards
+    assert shard == describe_file(path / "all.npy", 90)
+
+
 def test_a_writer_leaves_what_is_there_alone(folder):
     with pytest.raises(FileExistsError, match="there already"):
         start(folder)
@@ -278,10 +361,21 @@ def test_too_few_and_too_many_records_are_refused(tmp_path):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_numbers_that_are_not_finite_are_refused(tmp_path, bad):
     wrong = {**part(0, 2), "teacher0/logits/values": np.full((2, 5), bad, np.float16)}
-    with pytest.raises(
-        ValueError, match="teacher0/logits/values .* not finite .*float16"
-    ):
+    text = "teacher0/logits/values .* not finite .*; dtype float32 holds .* float16"
+    with pytest.raises(ValueError, match=text):
         start(tmp_path / "t").write(wrong)
+
+
+def test_the_option_that_holds_larger_numbers_is_named():
+    def refused(name, dtype):
+        fields = {name: Field(dtype, (2,))}
+        with pytest.raises(ValueError, match=name) as error:
+            join_rows({name: np.full((1, 2), np.inf, dtype)}, fields)
+        return str(error.value)
+
+    assert "; taps_dtype float32 holds" in refused("teacher0/taps/s/values", "float16")
+    assert "; dtype float32 holds" in refused("teacher0/logits/values", "float16")
+    assert refused("teacher0/logits/scale", "float32").endswith("teacher trained?")
 
 
 # --------------------------------------------------------------------- damage
@@ -323,6 +417,76 @@ def test_any_change_of_a_file_is_found_by_the_full_check(folder):
     flip_byte(shard(folder), size - 200)  # padding that no record needs
     with pytest.raises(DamagedFileError, match="00001-of-00003.*SHA-256"):
         targets.check_files()
+
+
+def test_the_full_check_reads_the_constants_too(folder):
+    flip_byte(folder / "constants.npz", 60)
+    with pytest.raises(DamagedFileError, match="constants.npz: its SHA-256"):
+        open_targets(folder).check_files()
+
+
+def test_a_file_that_cannot_be_opened_is_no_damage(folder, kind, monkeypatch):
+    targets = open_targets(folder)
+    error = OSError(errno.EMFILE, "Too many open files", "shard")
+
+    def fail(*args):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target_readers_lib, "open", fail, raising=False)
+        with pytest.raises(OSError, match="Too many open files") as found:
+            targets.read(0, np.arange(3))
+    assert found.value is error
+    assert_rows(targets.read(0, np.arange(3)), np.arange(3))
+
+
+def test_a_file_that_cannot_be_read_but_is_whole_is_no_damage(folder, monkeypatch):
+    """A device that fails says so; nothing is to be deleted."""
+    targets = open_targets(folder)
+
+    def fail(*args):
+        raise RuntimeError("read() failed: Input/output error; at byte 9")
+
+    monkeypatch.setattr(target_readers_lib.Readers, "read", fail)
+    with pytest.raises(OSError, match="record: read.. failed: Input/output error$"):
+        targets.read(0, np.arange(3))
+
+
+def test_a_manifest_that_cannot_be_read_is_no_damage(folder):
+    (folder / MANIFEST).unlink()
+    (folder / MANIFEST).mkdir()
+    with pytest.raises(IsADirectoryError):
+        open_targets(folder)
+
+
+def test_targets_that_were_never_finished_are_refused(tmp_path):
+    writer = start(tmp_path / "targets")
+    writer.write(part(0, 50))
+    writer.close()
+    text = "manifest.json: it names no files: .*never finished; delete the folder"
+    with pytest.raises(DamagedFileError, match=text):
+        open_targets(tmp_path / "targets.part")
+
+
+def test_copies_read_by_record(folder):
+    """Every reader process would else hold all targets."""
+    targets = open_targets(folder)
+    copy = pickle.loads(pickle.dumps(targets))
+    for each in (targets, copy):
+        assert_rows(each.read(0, np.arange(3)), np.arange(3))
+    assert targets._rows is not None and copy._rows is None
+    copy = pickle.loads(pickle.dumps(copy))
+    copy.read(0, np.arange(3))
+    assert copy._rows is None
+
+
+def test_damage_tells_one_remedy(folder):
+    shard(folder, 2).unlink()
+    with pytest.raises(DamagedFileError) as error:
+        open_targets(folder)
+    assert str(error.value).endswith(
+        "it is missing; delete the folder and write the targets anew with --mode=label"
+    )
 
 
 def test_records_of_another_length_are_damage(folder):
