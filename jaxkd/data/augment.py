@@ -225,11 +225,13 @@ class Augmentation:
           TypeError: images are neither uint8 nor floating point.
         """
         epoch_key = jax.random.fold_in(key, epoch)
+        randaugment_key = jax.random.fold_in(key, _STRONG)
         if "unlabelled_image" in batch:
             # Either set may go round several times in an epoch: the draws must differ
             # between steps.
             first = batch["unlabelled_index"][0]
             epoch_key = jax.random.fold_in(epoch_key, first)
+            randaugment_key = jax.random.fold_in(randaugment_key, first)
         keys = _record_keys(epoch_key, batch["index"])
         labels = batch["label"].astype(jnp.int32)
         dense = labels.ndim == 3
@@ -253,7 +255,7 @@ class Augmentation:
                 _record_keys(strong_key, batch["index"]),
                 strong=functools.partial(
                     rand_augment,
-                    key=jax.random.fold_in(key, _STRONG),
+                    key=randaugment_key,
                     epoch=epoch,
                     index=batch["index"],
                     num_ops=self.strong.ops,

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxkd.data import Augmentation, augment, crop, flip_image, rotate_quarter
 from jaxkd.data.augment import StrongView
+from jaxkd.data.randaugment import rand_augment
 
 KEY = jax.random.key(11)
 
@@ -528,3 +529,38 @@ def test_a_strong_view_has_draws_of_its_own_and_the_labels_of_the_record():
     plain = dataclasses.replace(augmentation, strong=None)
     weak = plain.train(batch, key=key, epoch=0, num_classes=4)["image"]
     np.testing.assert_array_equal(output["image"], weak)
+
+
+def test_the_strong_view_differs_at_every_step_beside_unlabelled_records():
+    """RandAugment alone, so that nothing else can make the difference."""
+    augmentation = Augmentation(strong=StrongView(ops=2))
+    rng = np.random.default_rng(0)
+    key = jax.random.key(0)
+    image = jnp.asarray(rng.random((4, 8, 8, 3)), jnp.float32)
+    batch = {
+        "image": image,
+        "label": jnp.zeros(4, jnp.int32),
+        "index": jnp.arange(4, dtype=jnp.int32),
+    }
+
+    @jax.jit
+    def beside(first):
+        others = jnp.arange(4, dtype=jnp.int32) + first
+        batch_of_both = {**batch, "unlabelled_image": image, "unlabelled_index": others}
+        return augmentation.train(batch_of_both, key=key, epoch=3, num_classes=2)
+
+    once, again, later = (beside(first)["image_strong"] for first in (0, 0, 7))
+    np.testing.assert_array_equal(once, again)
+    assert not np.allclose(once, later)
+    # Alone, a record draws from the run's key, the epoch and its number, as ever.
+    alone = augmentation.train(batch, key=key, epoch=3, num_classes=2)["image_strong"]
+    expected = rand_augment(
+        image,
+        key=jax.random.fold_in(key, 2**32 - 2),
+        epoch=3,
+        index=batch["index"],
+        num_ops=2,
+        magnitude=10.0,
+        fill=0.0,
+    )
+    np.testing.assert_allclose(alone, expected, atol=1e-6)
