@@ -150,8 +150,8 @@ class Plan:
         them. They take the place of `seed`.
       precision: of the networks' computation; parameters and losses are float32.
       train: how the hot loop runs.
-      profile: steps of every stage of which a trace is written to `profile/` in the
-        workdir; 0 for none.
+      profile: steps of every stage of which the first process writes a trace to
+        `profile/` in the workdir, after two calls; 0 for none.
       notes: lines for the report.
     """
 

@@ -20,6 +20,7 @@ from jaxkd.training.checkpoints import Checkpoints
 from jaxkd.training.dispatch import Programs
 from jaxkd.training.evaluation import Evaluation, NotFinite
 from jaxkd.training.network import Network, Variables
+from jaxkd.training.profiler import Profiler
 from jaxkd.training.progress import Clock, Meter, TrainingFailed, teacher_share
 from jaxkd.training.schema import ConfigError
 from jaxkd.training.seeds import mean_of
@@ -34,8 +35,6 @@ logger = logging.getLogger("jaxkd")
 
 # The devices work on one dispatch while the host prepares the next.
 _AHEAD = 1
-# Dispatches before the profiler starts: the first ones are slower than the rest.
-_UNPROFILED = 2
 
 Results = list[dict[str, float]]
 
@@ -226,7 +225,11 @@ class _Loop:
             images_per_step=setup.plan.images_per_step,
             teacher_share=teacher_share(setup, stage),
         )
-        profiler = _Profiler(self.runner)
+        profiler = Profiler(
+            stage.name,
+            self.runner.workdir.profile(stage.name),
+            steps=setup.plan.profile,
+        )
         clock.start()
 
         bar = tqdm(
@@ -322,42 +325,6 @@ class _Loop:
         from jax.experimental import multihost_utils
 
         return bool(np.any(multihost_utils.process_allgather(np.asarray(received))))
-
-
-class _Profiler(contextlib.AbstractContextManager):
-    """Writes a trace of some steps of a stage, if the config asks for it."""
-
-    def __init__(self, runner: StageRunner):
-        self._folder = runner.workdir.profile(runner.stage.name)
-        self._steps = runner.setup.plan.profile
-        self._dispatches, self._running = 0, False
-
-    def before(self, meter: Meter) -> None:
-        """Starts the trace at its dispatch."""
-        self._dispatches += 1
-        if self._steps and not self._running and self._dispatches > _UNPROFILED:
-            meter.settle(0)
-            jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
-            self._running = True
-
-    def after(self, meter: Meter, steps: int) -> None:
-        """Ends the trace after its last step."""
-        if not self._running:
-            return
-        self._steps -= steps
-        if self._steps <= 0:
-            meter.settle(0)
-            self._stop()
-            meter.restart()
-
-    def _stop(self) -> None:
-        jax.profiler.stop_trace()
-        self._running, self._steps = False, 0
-        logger.info("trace of some steps: %s", self._folder)
-
-    def __exit__(self, *_: object) -> None:
-        if self._running:
-            self._stop()
 
 
 def handed_on(stage: Stage, checkpoints: Checkpoints) -> int:
