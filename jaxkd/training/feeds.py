@@ -222,6 +222,12 @@ def record_bytes(source: Source) -> int:
     return sum(v.nbytes for v in _read_rows(source, 0, 1).values())
 
 
+def streamed_bytes(source: Source) -> int:
+    """Bytes of one record as it is sent for every step."""
+    record = pipeline.read_records(source, np.zeros(1, np.int32))
+    return sum(value.nbytes for value in record.values())
+
+
 def device_memory(mesh: Mesh) -> int:
     """Bytes of memory of one device; of the host's, its share, where it has none."""
     device = mesh.local_devices[0]

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from jaxkd.analysis.ceiling import matmul_ceiling
 from jaxkd.training.assembly import Assembly, Known, assemble
+from jaxkd.training.calls import periods
 from jaxkd.training.checkpoints import Checkpoints
 from jaxkd.training.dispatch import Programs
 from jaxkd.training.evaluation import Evaluation, NotFinite
@@ -301,11 +302,8 @@ class _Loop:
 
     def _next_stop(self, step: int) -> int:
         """The first step after this one where the devices may not run on."""
-        plan, per_epoch = self.setup.plan, self.stage.steps_per_epoch
-        periods = [plan.checkpoint.every_steps or per_epoch]
-        if plan.evaluation.every_epochs:
-            periods.append(plan.evaluation.every_epochs * per_epoch)
-        following = [step - step % period + period for period in periods]
+        found = periods(self.setup.plan, self.stage.steps_per_epoch)
+        following = [step - step % period + period for period in found]
         return min(*following, self.stage.total_steps)
 
     def _ceiling(self) -> float:

@@ -31,6 +31,7 @@ from jaxkd.data.split import split_labelled
 from jaxkd.data.targets import check_crop_box, check_data
 from jaxkd.distill.method import DataSpec
 from jaxkd.training import sharding
+from jaxkd.training.calls import check_call
 from jaxkd.training.feeds import choose_resident
 from jaxkd.training.network import Network
 from jaxkd.training.networks import make_network, network_costs
@@ -177,6 +178,16 @@ def make_setup(plan: Plan) -> Setup:
     _check_model_axis(plan, networks, mesh)
 
     stages, trained, costs = _stages(plan, networks, data_spec, input_shape)
+    for stage in stages:
+        with at("config.train.steps_per_call"):
+            check_call(
+                plan,
+                stage,
+                mesh,
+                train=train,
+                unlabelled=unlabelled,
+                resident=resident,
+            )
     return Setup(
         plan=plan,
         mesh=mesh,
