@@ -7,7 +7,7 @@ they are sent, so a long call of streamed batches needs memory for all of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from jax.sharding import Mesh
 
@@ -19,6 +19,8 @@ from jaxkd.training.stage import Stage
 
 # What the items of one call may take in a process; two calls more are on the devices.
 LARGEST_CALL_BYTES = 2**30
+# Programs of different numbers of steps that a stage compiles.
+_PROGRAMS = 4
 
 
 def periods(plan: Plan, steps_per_epoch: int) -> tuple[int, ...]:
@@ -34,6 +36,22 @@ def longest_call(plan: Plan, stage: Stage) -> int:
     per_epoch = stage.steps_per_epoch
     several = plan.train.steps(per_epoch)
     return min(several, stage.total_steps, *periods(plan, per_epoch))
+
+
+def choose_steps(wanted: int, compiled: Collection[int]) -> int:
+    """The steps of the next call.
+
+    Stops at changing distances would ask for a program each. Four are compiled, one of
+    them of a single step; then a call has as many steps as one of these.
+
+    Args:
+      wanted: the steps to the next stop, or of a whole call if these are fewer.
+      compiled: the numbers of steps for which there is a program.
+    """
+    known = {1, *compiled}
+    if wanted in known or len(known) < _PROGRAMS:
+        return wanted
+    return max(steps for steps in known if steps <= wanted)
 
 
 def check_call(

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from jaxkd.analysis.ceiling import matmul_ceiling
 from jaxkd.training.assembly import Assembly, Known, assemble
-from jaxkd.training.calls import periods
+from jaxkd.training.calls import choose_steps, periods
 from jaxkd.training.checkpoints import Checkpoints
 from jaxkd.training.dispatch import Programs
 from jaxkd.training.evaluation import Evaluation, NotFinite
@@ -243,10 +243,10 @@ class _Loop:
         step = first_step
         with bar, profiler:
             while step < total:
-                stop_at = self._next_stop(step)
-                steps = several if stop_at - step >= several else 1
+                wanted = min(several, self._next_stop(step) - step)
+                steps = choose_steps(wanted, self.programs.reports)
                 start = time.monotonic()
-                items = self.assembly.items(steps)
+                items = self.assembly.items(steps, state)
                 seconds = time.monotonic() - start
                 args = self.assembly.arguments(state, items)
                 if not self.programs.has(steps):

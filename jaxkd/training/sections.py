@@ -174,6 +174,8 @@ class StagePlan:
       frozen_batch_norm: whether batch norms with frozen parameters still use and
         record batch statistics ("train") or use their stored ones ("eval").
       teachers: networks that earlier stages trained.
+      select: which records it trains on: a selection's `name` and its options, see
+        `jaxkd.select`; without it all of them in random order.
       targets: where the teachers' answers are stored; None runs the teachers.
       accumulate: micro-batches per optimiser step.
       ema: decay of the running average of the variables that is evaluated and handed
@@ -187,6 +189,7 @@ class StagePlan:
     learner: str | tuple[str, ...] | None = None
     teachers: tuple[str, ...] = ()
     targets: TargetsPlan | None = None
+    select: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     start_from: str | None = None
     freeze: tuple[str, ...] = ()
     frozen_batch_norm: Literal["train", "eval"] = "train"
@@ -295,8 +298,9 @@ class TrainPlan:
 
     Attributes:
       steps_per_call: optimiser steps in one program, `"epoch"` for as many as an epoch
-        has. What comes between steps (log records, signals) waits for all of them;
-        evaluations and saves shorten a call.
+        has. What comes between steps (log records, signals) waits for all of them. A
+        call ends where an evaluation or a save is due; up to four programs of
+        different lengths are compiled for a stage.
       resident: whether the training records live on the devices, in the dtype of the
         source, instead of being sent for every step. "auto": if they are in memory
         anyway and fill at most an eighth of the devices' memory.

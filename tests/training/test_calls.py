@@ -3,7 +3,7 @@
 import pytest
 
 from jaxkd.training import ConfigError, Plan, calls, sharding
-from jaxkd.training.calls import longest_call, periods
+from jaxkd.training.calls import choose_steps, longest_call, periods
 
 # A record of `stored_config`: an 8x8 uint8 image, an int32 label, an int32 number.
 RECORD = 64 + 4 + 4
@@ -58,6 +58,38 @@ def test_a_call_goes_to_the_next_stop_at_most(
 ):
     setup = streamed(steps_per_call, **changes)
     assert longest_call(setup.plan, setup.stages[0]) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "compiled", "expected"),
+    [
+        (5, (), 5),
+        (5, (5, 3), 5),
+        (4, (5, 3), 4),
+        (1, (5, 3, 7), 1),
+        (3, (5, 3, 7), 3),
+        # A fourth beside that of one step would be one too many.
+        (4, (5, 3, 7), 3),
+        (6, (5, 3, 7), 5),
+        (2, (5, 3, 7), 1),
+        (4, (5, 3, 1), 4),
+        (2, (5, 3, 1, 4), 1),
+    ],
+)
+def test_at_most_four_programs_of_which_one_has_one_step(wanted, compiled, expected):
+    assert choose_steps(wanted, compiled) == expected
+
+
+@pytest.mark.parametrize("several", [1, 3, 8, 100])
+def test_all_steps_are_made_and_no_call_goes_past_a_stop(several):
+    compiled, step, stops = set(), 0, {*range(0, 200, 7), *range(0, 200, 10), 199}
+    while step < 199:
+        to_go = min(stop for stop in stops if stop > step) - step
+        steps = choose_steps(min(several, to_go), compiled)
+        assert 1 <= steps <= min(several, to_go)
+        compiled.add(steps)
+        step += steps
+    assert step == 199 and len({1, *compiled}) <= 4
 
 
 def test_calls_that_fit_exactly_are_allowed(streamed, limit):
