@@ -17,9 +17,15 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from jaxkd.training.plan import Plan
+    from jaxkd.training.workdir import Workdir
 
 FINISHED, FAILED, MISTAKE, STOPPED = 0, 1, 2, 75
+# How XLA begins to say that a device has no memory left.
+_NO_MEMORY = "RESOURCE_EXHAUSTED"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -120,7 +126,9 @@ def _run_with_others(run: Callable[[], int]) -> int:
         status = run()
     except jax.errors.JaxRuntimeError as error:
         text = str(error).partition("\n")[0]
-        status = _failure(f"{text} (another process may have ended; see what it says)")
+        if _NO_MEMORY not in text:
+            text += " (another process may have ended; see what it says)"
+        status = _failure(text)
     except BaseException:
         traceback.print_exc()
         status = FAILED
@@ -140,6 +148,8 @@ def _write_page(path: Path) -> None:
 
 
 def _run(mode: str, config: dict[str, Any], path: Path, command: str) -> int:
+    import jax
+
     from jaxkd.data import DamagedFileError
     from jaxkd.report import results_table
     from jaxkd.training import loop
@@ -203,12 +213,44 @@ def _run(mode: str, config: dict[str, Any], path: Path, command: str) -> int:
         OSError,
     ) as failure:
         return _failure(one_line(failure))
+    except jax.errors.JaxRuntimeError as error:
+        if _NO_MEMORY not in str(error):
+            raise
+        return _failure(_out_of_memory(error, mode, plan, workdir))
     if workdir.writes:
         if mode == "train" and complete:
             print(f"{path}: the run is complete")
         print(results_table(summary))
-        _write_page(path)
+        try:
+            _write_page(path)
+        except OSError as error:
+            return _failure(f"cannot write the report page: {one_line(error)}")
     return FINISHED
+
+
+def _out_of_memory(error: Exception, mode: str, plan: Plan, workdir: Workdir) -> str:
+    """What was being done when the memory of a device was used up, and what helps."""
+    reason = str(error).partition("\n")[0].strip()[:200]
+    if mode == "eval":
+        return (
+            f"out of memory while evaluating ({reason}); make "
+            "config.evaluation.batch_size smaller (without it, it is "
+            "config.data.batch_size)"
+        )
+    finished = {stage["name"] for stage in workdir.summary().get("stages", ())}
+    name = next((name for name in plan.stages if name not in finished), None)
+    if mode == "label" or name is None:
+        return (
+            f"out of memory while the teachers' answers were computed ({reason}); "
+            'make config.data.batch_size smaller or set config.precision="bfloat16"'
+        )
+    return (
+        f"out of memory in stage {name!r} ({reason}); set "
+        'config.train.remat="blocks", with which a run that has begun goes on, or, '
+        "with another --workdir, make config.data.batch_size smaller or "
+        f"config.stages.{name}.accumulate larger, or set "
+        'config.precision="bfloat16"'
+    )
 
 
 def _command(arguments: Sequence[str]) -> str:
