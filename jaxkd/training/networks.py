@@ -18,6 +18,7 @@ from jaxkd.training import wrappers
 from jaxkd.training.compressed import compressed
 from jaxkd.training.network import Network, Variables, from_linen, from_nnx, spec_of
 from jaxkd.training.plan import InputPlan, NetworkPlan
+from jaxkd.training.schema import at
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
