@@ -19,12 +19,11 @@ from measuring import Mistake, Side
 
 from jaxkd.training import ConfigError, Plan, Setup, Stage, make_setup
 from jaxkd.training.assembly import Known, assemble, untrained
+from jaxkd.training.calls import calls_ahead
 from jaxkd.training.config import apply_overrides, load_config
 from jaxkd.training.target_files import StageTargets
 
 ROOT = Path(__file__).resolve().parent.parent
-# As in the command's loop: the host prepares one call while the devices do another.
-_AHEAD = 1
 
 
 def set_up(config: Mapping[str, Any]) -> Setup:
@@ -104,7 +103,8 @@ class Training:
             args = self._arguments()
             self._state, metrics = self.programs.prepare(*args)(*args)
             running.append(metrics)
-            if len(running) > _AHEAD:
+            # As in the command's loop.
+            if len(running) > calls_ahead(self.steps):
                 jax.block_until_ready(running.popleft())
         jax.block_until_ready(self._state)
         return float(metrics["loss"][-1])

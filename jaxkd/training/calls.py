@@ -17,6 +17,8 @@ from jaxkd.training.feeds import streamed_bytes
 from jaxkd.training.plan import Plan
 from jaxkd.training.stage import Stage
 
+# Steps that the devices may have in reserve, beside those they work on.
+_STEPS_AHEAD = 3
 # What the items of one call may take in a process; two calls more are on the devices.
 LARGEST_CALL_BYTES = 2**30
 # Programs of different numbers of steps that a stage compiles.
@@ -36,6 +38,19 @@ def longest_call(plan: Plan, stage: Stage) -> int:
     per_epoch = stage.steps_per_epoch
     several = plan.train.steps(per_epoch)
     return min(several, stage.total_steps, *periods(plan, per_epoch))
+
+
+def calls_ahead(steps: int) -> int:
+    """How many calls may be unfinished while the host prepares the next one.
+
+    The host looks for signals and at losses between calls, and then waits for all
+    that the devices were given: two long calls at most, or four of a single step,
+    which absorb a host that is late once.
+
+    Args:
+      steps: of each call.
+    """
+    return max(1, _STEPS_AHEAD // steps)
 
 
 def choose_steps(wanted: int, compiled: Collection[int]) -> int:

@@ -58,9 +58,9 @@ class Clock:
 class Meter:
     """Follows the steps of a stage: what runs, what came out, how long it took.
 
-    The host may be ahead of the devices by one dispatch, so that they never wait for
-    it. Metrics stay on the devices until a window of `log.every_steps` steps is
-    complete.
+    The host may be ahead of the devices (see `calls.calls_ahead`), so that they never
+    wait for it. Metrics stay on the devices until a window of `log.every_steps` steps
+    is complete, and then come to the host together.
 
     Attributes:
       stage: the stage's name.
@@ -105,9 +105,11 @@ class Meter:
           metrics: their metrics, stacked.
           data_seconds: the host's time to get their data.
         """
-        for leaf in jax.tree.leaves(metrics):
-            if leaf.is_fully_addressable:
-                leaf.copy_to_host_async()
+        if (self.step + steps) // self.every_steps > self.step // self.every_steps:
+            # A window ends here: what is read first is on its way when it is done.
+            for leaf in jax.tree.leaves(metrics):
+                if leaf.is_fully_addressable:
+                    leaf.copy_to_host_async()
         self._running.append(
             _Dispatched(self.step, steps, metrics, data_seconds / steps)
         )
@@ -145,6 +147,7 @@ class Meter:
         window, self._window = self._window, []
         if not window:
             return
+        _read([step.dispatched for step in window])
         values = [step.values() for step in window]
         for step, value in zip(window, values, strict=True):
             self._check(step.step, value)
@@ -197,19 +200,24 @@ class Meter:
 
 @dataclasses.dataclass
 class _Dispatched:
-    """Steps that the devices got at once: the steps before them, and how many."""
+    """Steps that the devices got at once: the steps before them, and how many.
+
+    `host` holds the metrics once they are read.
+    """
 
     first: int
     steps: int
     metrics: Any
     data_seconds: float
-    _host: Any = None
+    host: Any = None
 
-    def host(self) -> Any:
-        """The metrics as NumPy arrays, read once."""
-        if self._host is None:
-            self._host = jax.device_get(self.metrics)
-        return self._host
+
+def _read(dispatches: Iterable[_Dispatched]) -> None:
+    """Brings metrics to the host as NumPy arrays, all in one go, each once."""
+    unread = list({id(d): d for d in dispatches if d.host is None}.values())
+    found = jax.device_get([d.metrics for d in unread])
+    for dispatched, host in zip(unread, found, strict=True):
+        dispatched.host = host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +230,7 @@ class _Step:
     row: int
 
     def values(self) -> Any:
-        return jax.tree.map(lambda x: x[self.row], self.dispatched.host())
+        return jax.tree.map(lambda x: x[self.row], self.dispatched.host)
 
 
 def _mean(values: Iterable[Any]) -> float:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from jaxkd.analysis.ceiling import matmul_ceiling
 from jaxkd.training.assembly import Assembly, Known, assemble
-from jaxkd.training.calls import choose_steps, periods
+from jaxkd.training.calls import calls_ahead, choose_steps, periods
 from jaxkd.training.checkpoints import Checkpoints
 from jaxkd.training.dispatch import Programs
 from jaxkd.training.evaluation import Evaluation, NotFinite
@@ -34,8 +34,6 @@ from jaxkd.training.workdir import MetricsWriter, Workdir
 
 logger = logging.getLogger("jaxkd")
 
-# The devices work on one dispatch while the host prepares the next.
-_AHEAD = 1
 
 Results = list[dict[str, float]]
 
@@ -246,7 +244,7 @@ class _Loop:
                 wanted = min(several, self._next_stop(step) - step)
                 steps = choose_steps(wanted, self.programs.reports)
                 start = time.monotonic()
-                items = self.assembly.items(steps, state)
+                items = self.assembly.items(steps)
                 seconds = time.monotonic() - start
                 args = self.assembly.arguments(state, items)
                 if not self.programs.has(steps):
@@ -259,7 +257,7 @@ class _Loop:
                 profiler.before(meter)
                 state, metrics = self.programs.prepare(*args)(*args)
                 meter.dispatched(steps, metrics, data_seconds=seconds)
-                meter.settle(_AHEAD)
+                meter.settle(calls_ahead(steps))
                 profiler.after(meter, steps)
                 before, step = step, step + steps
                 bar.set_postfix(meter.shown, refresh=False)

@@ -298,7 +298,8 @@ class TrainPlan:
 
     Attributes:
       steps_per_call: optimiser steps in one program, `"epoch"` for as many as an epoch
-        has. What comes between steps (log records, signals) waits for all of them. A
+        has. What comes between steps (log records, signals) waits for all of them: a
+        signal for the call that runs and the one after it, or for four of one step. A
         call ends where an evaluation or a save is due; up to four programs of
         different lengths are compiled for a stage.
       resident: whether the training records live on the devices, in the dtype of the

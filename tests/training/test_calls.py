@@ -3,7 +3,7 @@
 import pytest
 
 from jaxkd.training import ConfigError, Plan, calls, sharding
-from jaxkd.training.calls import choose_steps, longest_call, periods
+from jaxkd.training.calls import calls_ahead, choose_steps, longest_call, periods
 
 # A record of `stored_config`: an 8x8 uint8 image, an int32 label, an int32 number.
 RECORD = 64 + 4 + 4
@@ -78,6 +78,10 @@ def test_a_call_goes_to_the_next_stop_at_most(
 )
 def test_at_most_four_programs_of_which_one_has_one_step(wanted, compiled, expected):
     assert choose_steps(wanted, compiled) == expected
+
+
+def test_the_host_is_a_few_steps_ahead_or_one_call():
+    assert [calls_ahead(steps) for steps in (1, 2, 3, 100)] == [3, 1, 1, 1]
 
 
 @pytest.mark.parametrize("several", [1, 3, 8, 100])

@@ -89,6 +89,42 @@ def test_windows_do_not_depend_on_how_many_steps_go_out_at_once(kit, time):
     assert [(r["step"], r["loss"], r["epoch"]) for r in writer.records] == together
 
 
+class Watched:
+    """An array on a device that tells when it is sent to the host."""
+
+    is_fully_addressable = True
+
+    def __init__(self, values, sent, name):
+        self._values, self._sent, self._name = np.asarray(values), sent, name
+
+    def copy_to_host_async(self):
+        self._sent.append(self._name)
+
+    def block_until_ready(self):
+        return self
+
+    def __array__(self, dtype=None, copy=None):
+        return self._values
+
+
+def test_metrics_come_to_the_host_when_a_window_ends(kit, time):
+    writer, _, meter = kit
+    sent = []
+    for call, losses in enumerate(([1, 2], [3], [4, 5], [6])):
+        metrics = values(*losses, ce=losses)
+        metrics["loss"] = Watched(losses, sent, call)
+        time.seconds += 1
+        meter.dispatched(len(losses), metrics, data_seconds=0)
+    # The third holds the fourth step, with which a window ends.
+    assert sent == [2] and not writer.records
+    meter.settle(1)
+    assert sorted(sent[1:]) == [0, 1, 2] and writer.records[0]["loss"] == 2.5
+    time.seconds += 1
+    meter.drain()
+    # The steps of the third that belong to the next window are on the host already.
+    assert sorted(sent[4:]) == [3] and writer.records[1]["loss"] == 5.5
+
+
 def test_times_are_those_between_the_ends_of_dispatches(kit, time):
     writer, clock, meter = kit
     meter.dispatched(4, values(1, 1, 1, 1, ce=[0] * 4), data_seconds=0.4)
