@@ -8,12 +8,12 @@ only some sources need are imported when such a source is opened.
 from jaxkd.data.augment import Augmentation, crop, flip_image, rotate_quarter
 from jaxkd.data.crops import crop_and_flip, draw_crops
 from jaxkd.data.pipeline import TrainBatches, eval_batches, train_batches
+from jaxkd.data.region_answers import store_regions
 from jaxkd.data.regions import (
     Regions,
     RegionSource,
     choose_regions,
     read_regions,
-    store_regions,
     with_regions,
     write_regions,
 )

@@ -1,9 +1,9 @@
 """Stored regions: crops of every image with the soft labels that a teacher gave them.
 
-`store_regions` shows random crops of each image to a teacher and keeps its compressed
-answers, `write_regions` and `read_regions` are the file, `with_regions` adds them to
-the records of a source, and `choose_regions` turns a batch of whole images into one of
-crops with soft labels, on the device. Both sides cut by `jaxkd.data.crops`.
+`jaxkd.data.region_answers` asks the teacher. Here, `write_regions`, `stream_regions`
+and `read_regions` are the file, `with_regions` adds them to the records of a source,
+and `choose_regions` turns a batch of whole images into one of crops with soft labels,
+on the device. Both sides cut by `jaxkd.data.crops`.
 
 Reference: Shen, Xing, "A Fast Knowledge Distillation Framework for Visual Recognition",
 ECCV 2022.
@@ -12,8 +12,6 @@ ECCV 2022.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd.data.augment import Augmentation
-from jaxkd.data.crops import crop_and_flip, crop_one, draw_crops
+from jaxkd.data.crops import crop_and_flip
+from jaxkd.data.durable import put_in_place, writing
 from jaxkd.data.source import (
     DamagedFileError,
     Record,
@@ -33,10 +32,12 @@ from jaxkd.data.source import (
     read_labels,
     require_path,
 )
-from jaxkd.numerics import compress_labels, kept_classes, recover_labels
+from jaxkd.data.target_codecs import Field
+from jaxkd.numerics import kept_classes, recover_labels
 
 # Sets the draw of regions apart from other draws of the same record and epoch.
 _STREAM = 0x5E61
+_REMEDY = "write the labels anew, or restore the file"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,12 +100,72 @@ class Regions:
 
 
 def write_regions(path: str | Path, regions: Regions) -> None:
-    """Writes a `.npz` file, whole or not at all."""
+    """Writes a `.npz` file, whole or not at all.
+
+    Raises:
+      OSError: it cannot be written.
+    """
     path = Path(path)
     unfinished = path.with_name(path.name + ".part")
-    with open(unfinished, "wb") as file:
-        np.savez(file, **dataclasses.asdict(regions))
-    os.replace(unfinished, path)
+    with writing(path), open(unfinished, "wb") as file:
+        np.savez(file, **vars(regions))
+    put_in_place(unfinished, path)
+
+
+def region_fields(
+    regions: int, label_format: str, num_classes: int
+) -> dict[str, Field]:
+    """The arrays of one record, by their names in `Regions`.
+
+    Raises:
+      ValueError: no such format, or too few classes for it.
+    """
+    kept = kept_classes(label_format, num_classes)
+    return {
+        "coords": Field("float32", (regions, 4)),
+        "flip": Field("bool", (regions,)),
+        "index": Field("int32", (regions, kept)),
+        "probability": Field("float32", (regions, kept)),
+    }
+
+
+def stream_regions(
+    path: Path,
+    read: Callable[[int, int], Mapping[str, np.ndarray]],
+    *,
+    records: int,
+    fields: Mapping[str, Field],
+    constants: Mapping[str, Any],
+    rows: int = 1024,
+) -> None:
+    """Writes what `write_regions` writes, of which only a part is ever in memory.
+
+    Args:
+      path: of the file; written in place.
+      read: `read(first, last)` returns the arrays of these records; asked once for
+        each array.
+      records: of the data set.
+      fields: see `region_fields`.
+      constants: the other attributes of `Regions`.
+      rows: records in memory at a time.
+    """
+    # Members of a zip file without compression, as numpy.savez writes them.
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, field in fields.items():
+            dtype = np.dtype(field.dtype).newbyteorder("<")
+            header = {
+                "descr": np.lib.format.dtype_to_descr(dtype),
+                "fortran_order": False,
+                "shape": (records, *field.shape),
+            }
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for first in range(0, records, rows):
+                    values = read(first, min(first + rows, records))[name]
+                    file.write(np.ascontiguousarray(values, dtype).tobytes())
+        for name, value in constants.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
 
 
 def read_regions(path: str | Path) -> Regions:
@@ -120,10 +181,11 @@ def read_regions(path: str | Path) -> Regions:
         with np.load(path, allow_pickle=False) as file:
             arrays: dict[str, Any] = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise DamagedFileError(path, f"not a readable .npz file ({error})") from error
+        reason = f"not a readable .npz file ({error})"
+        raise DamagedFileError(path, reason, _REMEDY) from error
     fields = [field.name for field in dataclasses.fields(Regions)]
     if missing := [name for name in fields if name not in arrays]:
-        raise DamagedFileError(path, f"it has no array {missing[0]!r}")
+        raise DamagedFileError(path, f"it has no array {missing[0]!r}", _REMEDY)
     try:
         return Regions(
             **{name: arrays[name] for name in fields[:4]},
@@ -132,7 +194,7 @@ def read_regions(path: str | Path) -> Regions:
             image_shape=tuple(arrays["image_shape"].tolist()),
         )
     except (ValueError, TypeError) as error:
-        raise DamagedFileError(path, str(error)) from error
+        raise DamagedFileError(path, str(error), _REMEDY) from error
 
 
 class RegionSource:
@@ -140,7 +202,7 @@ class RegionSource:
 
     Adds to each record `region_box` float32 `[regions, 4]`, `region_flip` bool
     `[regions]`, `region_index` int32 `[regions, k]` and `region_probability`
-    `[regions, k]`.
+    `[regions, k]`. It has `take` where the images have it.
 
     Args:
       source: the images that the regions were cropped from, in the same order.
@@ -171,9 +233,9 @@ class RegionSource:
         self.regions = regions
         self._source = source
         self._stored = {
-            "region_box": regions.coords.astype(np.float32),
+            "region_box": regions.coords.astype(np.float32, copy=False),
             "region_flip": regions.flip,
-            "region_index": regions.index.astype(np.int32),
+            "region_index": regions.index.astype(np.int32, copy=False),
             "region_probability": regions.probability,
         }
 
@@ -194,16 +256,20 @@ class RegionSource:
         stored = {name: array[index] for name, array in self._stored.items()}
         return {**self._source[index], **stored}
 
-    def take(self, indices: np.ndarray) -> Record:
-        """The records `indices`, stacked."""
-        take = getattr(self._source, "take", None)
-        if take is not None:
-            records = take(indices)
-        else:
-            each = [self._source[int(i)] for i in indices]
-            records = {name: np.stack([r[name] for r in each]) for name in each[0]}
-        stored = {name: array[indices] for name, array in self._stored.items()}
-        return {**records, **stored}
+    @property
+    def take(self) -> Callable[[np.ndarray], Record]:
+        """The records of some indices, stacked.
+
+        Raises:
+          AttributeError: the images are read one by one; `hasattr` tells.
+        """
+        inner: Callable[[np.ndarray], Record] = self._source.take  # type: ignore
+
+        def take(indices: np.ndarray) -> Record:
+            stored = {name: array[indices] for name, array in self._stored.items()}
+            return {**inner(indices), **stored}
+
+        return take
 
 
 def with_regions(source: Source, regions: Regions) -> RegionSource:
@@ -325,89 +391,3 @@ def choose_regions(
         "image": images.reshape(-1, *images.shape[2:]),
         "target": targets.reshape(-1, num_classes),
     }
-
-
-def store_regions(
-    source: Source,
-    predict: Callable[[jax.Array], jax.Array],
-    *,
-    regions: int,
-    key: jax.Array,
-    image_size: tuple[int, int],
-    label_format: str = "marginal_smoothing_k5",
-    batch_size: int = 50,
-    records: Sequence[int] | None = None,
-) -> Regions:
-    """Shows random crops of every image to a teacher and keeps its soft labels.
-
-    The crops of record i depend on `(key, i)` alone. Everything is held in memory.
-
-    Args:
-      source: images of one shape.
-      predict: from crops `[batch_size, *image_size, channels]` in the dtype of the
-        source to logits `[batch_size, classes]`, normalisation included; jitted here.
-      regions: crops per image.
-      key: random key.
-      image_size: the teacher's input size.
-      label_format: see `jaxkd.numerics.compressed_labels`.
-      batch_size: crops per call of `predict`.
-      records: the records to show; None for all.
-
-    Returns:
-      The regions, to be written by `write_regions`.
-
-    Raises:
-      ValueError: an impossible number or format, or the teacher has other classes.
-    """
-    for name, value in (("regions", regions), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value}")
-    info = source.info
-    kept_classes(label_format, info.num_classes)
-    height, width, _ = info.image_shape
-    padded = -(-regions // batch_size) * batch_size
-
-    @jax.jit
-    def draw(record: jax.Array) -> tuple[jax.Array, jax.Array]:
-        crop_key, flip_key = jax.random.split(jax.random.fold_in(key, record))
-        coords = draw_crops(crop_key, 1, regions, aspect=width / height)[0]
-        flip = jax.random.bernoulli(flip_key, shape=(regions,))
-        return coords, flip
-
-    @jax.jit
-    def label(
-        image: jax.Array, coords: jax.Array, flip: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        cut = functools.partial(crop_one, image, size=image_size)
-        crops = jax.vmap(cut)(coords, flip)
-        logits = predict(crops)
-        if logits.shape != (batch_size, info.num_classes):
-            raise ValueError(
-                f"predict returned logits of shape {logits.shape} for {batch_size} "
-                f"crops; {info.name} has {info.num_classes} classes"
-            )
-        probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-        return compress_labels(probabilities, label_format=label_format)
-
-    stored = []
-    for record in range(len(source)) if records is None else records:
-        image = jnp.asarray(source[record]["image"])
-        coords, flip = draw(jnp.asarray(record))
-        # The last chunk is filled up, so that one program serves all.
-        rows = jnp.minimum(jnp.arange(padded), regions - 1).reshape(-1, batch_size)
-        answers = [label(image, coords[chunk], flip[chunk]) for chunk in rows]
-        index, probability = (
-            np.concatenate([np.asarray(a) for a in arrays])[:regions]
-            for arrays in zip(*answers, strict=True)
-        )
-        stored.append((np.asarray(coords), np.asarray(flip), index, probability))
-    coords, flip, index, probability = (np.stack(a) for a in zip(*stored, strict=True))
-    return Regions(
-        coords=coords,
-        flip=flip,
-        index=index,
-        probability=probability,
-        label_format=label_format,
-        num_classes=info.num_classes,
-        image_shape=info.image_shape,
-    )

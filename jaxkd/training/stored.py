@@ -189,8 +189,7 @@ def packed(batch: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _logits_codec(plan: TargetsPlan, shape: tuple[int, ...]) -> Codec:
     if plan.format == "uint8":
         return Codes(shape)
-    if plan.format == "topk":
-        assert plan.top_k is not None
+    if plan.top_k is not None:  # which goes with the format "topk" alone
         return TopK(shape, plan.top_k, plan.dtype)
     return Full(shape, plan.dtype)
 

@@ -15,7 +15,14 @@ import numpy as np
 import jaxkd
 from jaxkd.data.fingerprint import tree_fingerprint
 from jaxkd.data.source import DamagedFileError
-from jaxkd.data.targets import MANIFEST, Manifest, Targets, open_targets, read_manifest
+from jaxkd.data.targets import (
+    MANIFEST,
+    REMEDY,
+    Manifest,
+    Targets,
+    open_targets,
+    read_manifest,
+)
 from jaxkd.training import sharding
 from jaxkd.training.config import differences, jsonable
 from jaxkd.training.network import Variables
@@ -42,7 +49,8 @@ def targets_folder(workdir: Workdir, stage: Stage) -> Path:
 def identity(setup: Setup, stage: Stage) -> dict[str, Any]:
     """All that a stage's targets depend on, but for the teachers, as plain JSON."""
     plan = stage.plan.targets
-    assert plan is not None
+    if plan is None:
+        raise ConfigError(f"config.stages.{stage.name}.targets: there are none")
     targets = dataclasses.asdict(plan)
     # Where they lie and in how large pieces does not matter.
     del targets["path"], targets["shard_mebibytes"]
@@ -187,17 +195,52 @@ def load_targets(
     targets = open_targets(folder)
     teachers = {_TEACHERS: teachers_identity(setup, stage, load)}
     check_identity(stage, folder, targets.manifest, teachers)
-    if targets.manifest.fields != stage.stored.fields:
-        raise DamagedFileError(
-            folder / MANIFEST, "its fields are not those of its identity"
-        )
-    arrays = targets.constants()
-    constants = jax.tree.map_with_path(
-        lambda path, _: arrays[path_name(path)],
-        constants_of(stage, stage.stored),
-    )
+    constants = read_constants(stage, stage.stored, targets)
     constants = jax.device_put(constants, sharding.replicated(setup.mesh))
     return StageTargets(targets, constants)
+
+
+def read_constants(
+    stage: Stage, stored: StoredTeachers, targets: Targets
+) -> tuple[Variables, ...]:
+    """The layers of its teachers that a stage's method reads, out of a folder.
+
+    Args:
+      stage: the stage.
+      stored: what it reads.
+      targets: the folder, which was written for the same teachers, but may have been
+        written for another method.
+
+    Returns:
+      For each teacher what `constants_of` returns, as NumPy arrays.
+
+    Raises:
+      ConfigError: the method reads layers that are not stored.
+      DamagedFileError: a file is damaged.
+    """
+    if targets.manifest.fields != stored.fields:
+        raise DamagedFileError(
+            targets.path / MANIFEST, "its fields are not those of its identity", REMEDY
+        )
+    arrays = targets.constants()
+    shapes = constants_of(stage, stored)
+    wanted = {path_name(p): leaf.shape for p, leaf in jax.tree.leaves_with_path(shapes)}
+    remedy = "delete the folder and write it anew with --mode=label"
+    here = f"config.stages.{stage.name}.targets"
+    for name, shape in wanted.items():
+        if name not in arrays:
+            missing = [n for n in wanted if n not in arrays]
+            raise ConfigError(
+                f"{here}: {targets.path} was written for another method: this one also "
+                f"reads {', '.join(missing)} of its teachers, which is not stored; "
+                f"{remedy}"
+            )
+        if arrays[name].shape != shape:
+            raise ConfigError(
+                f"{here}: {targets.path} has {name} of shape {arrays[name].shape} and "
+                f"the teacher has {shape}; {remedy}"
+            )
+    return jax.tree.map_with_path(lambda path, _: arrays[path_name(path)], shapes)
 
 
 def constants_of(

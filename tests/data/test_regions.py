@@ -10,7 +10,10 @@ import pytest
 
 from jaxkd import data
 from jaxkd.data.arrays import ArraySource
+from jaxkd.data.regions import region_fields, stream_regions
 from jaxkd.numerics import recover_labels
+from jaxkd.training.feeds import choose_resident
+from jaxkd.training.sharding import make_mesh
 
 CLASSES, RECORDS, REGIONS = 4, 5, 6
 FORMAT = "marginal_smoothing_k2"
@@ -68,40 +71,6 @@ def choose(batch, *, key=None, epoch=0, crops=3):
         label_format=FORMAT,
         num_classes=CLASSES,
     )
-
-
-def test_stored_labels_are_the_teachers_answers_to_these_crops(source, regions):
-    assert regions.coords.shape == (RECORDS, REGIONS, 4)
-    assert regions.index.shape == regions.probability.shape == (RECORDS, REGIONS, 2)
-    assert 0 < regions.flip.mean() < 1
-
-    @jax.jit
-    def answers(image, coords, flip):
-        images = jnp.broadcast_to(image, (REGIONS, *image.shape))
-        crops = data.crop_and_flip(images, coords, flip, size=(8, 8))
-        return jax.nn.softmax(predict(crops))
-
-    for record in range(RECORDS):
-        arrays = source[record]["image"], regions.coords[record], regions.flip[record]
-        p = np.asarray(answers(*arrays))
-        order = np.argsort(-p, axis=-1)[:, :2]
-        np.testing.assert_array_equal(regions.index[record], order)
-        np.testing.assert_allclose(
-            regions.probability[record], np.take_along_axis(p, order, 1), rtol=1e-5
-        )
-
-
-def test_the_size_of_the_teachers_batches_changes_nothing(source, regions):
-    other = store(source, batch_size=6)
-    np.testing.assert_array_equal(other.coords, regions.coords)
-    np.testing.assert_allclose(other.probability, regions.probability, rtol=1e-6)
-
-
-def test_a_records_crops_depend_on_the_key_and_the_record_alone(source, regions):
-    fewer = store(source.select([0, 1]))
-    np.testing.assert_array_equal(fewer.coords, regions.coords[:2])
-    assert np.any(store(source, key=jax.random.key(1)).coords != regions.coords)
-    assert np.unique(regions.coords.reshape(-1, 4), axis=0).shape[0] == 30
 
 
 def test_a_file_holds_what_was_written(regions, tmp_path):
@@ -199,6 +168,78 @@ class OneByOne:
         return self._source[index]
 
 
+def test_reading_in_batches_is_offered_where_the_images_offer_it(source, regions):
+    """What asks for `take` would else decode a folder of images whole."""
+    assert hasattr(data.with_regions(source, regions), "take")
+    streamed = data.with_regions(OneByOne(source), regions)
+    assert not hasattr(streamed, "take") and getattr(streamed, "take", None) is None
+    mesh = make_mesh()
+    for joined, resident in (
+        (data.with_regions(source, regions), True),
+        (streamed, False),
+    ):
+        assert choose_resident("auto", joined, mesh, supported=True) == resident
+
+
+def test_regions_are_held_once(source, regions):
+    joined = data.with_regions(source, regions)
+    record = joined[2]
+    for name in ("coords", "flip", "index", "probability"):
+        stored = {"coords": "region_box"}.get(name, f"region_{name}")
+        assert np.shares_memory(record[stored], getattr(regions, name))
+
+
+def test_writing_copies_no_array(regions, tmp_path, monkeypatch):
+    given = {}
+    original = np.savez
+
+    def savez(file, **arrays):
+        given.update(arrays)
+        original(file, **arrays)
+
+    monkeypatch.setattr(np, "savez", savez)
+    data.write_regions(tmp_path / "regions.npz", regions)
+    assert given["probability"] is regions.probability
+
+
+@pytest.mark.parametrize("rows", [2, 5, 100])
+def test_a_streamed_file_is_the_file_that_is_written_at_once(regions, tmp_path, rows):
+    asked = []
+
+    def read(first, last):
+        asked.append((first, last))
+        return {name: getattr(regions, name)[first:last] for name in fields}
+
+    fields = region_fields(REGIONS, FORMAT, CLASSES)
+    names = ("label_format", "num_classes", "image_shape")
+    stream_regions(
+        tmp_path / "streamed.npz",
+        read,
+        records=RECORDS,
+        fields=fields,
+        constants={name: getattr(regions, name) for name in names},
+        rows=rows,
+    )
+    assert max(last - first for first, last in asked) == min(rows, RECORDS)
+    data.write_regions(tmp_path / "whole.npz", regions)
+    with np.load(tmp_path / "streamed.npz") as a, np.load(tmp_path / "whole.npz") as b:
+        assert set(a.files) == set(b.files)
+        for name in a.files:
+            assert a[name].dtype == b[name].dtype
+            np.testing.assert_array_equal(a[name], b[name])
+    read_back = data.read_regions(tmp_path / "streamed.npz")
+    assert read_back.image_shape == regions.image_shape
+
+
+def test_damaged_labels_have_a_remedy_of_their_own(tmp_path):
+    (tmp_path / "bad.npz").write_bytes(b"no zip")
+    with pytest.raises(data.DamagedFileError) as error:
+        data.read_regions(tmp_path / "bad.npz")
+    text = str(error.value)
+    assert text.endswith("; write the labels anew, or restore the file")
+    assert "on_error" not in text
+
+
 def test_the_pipeline_delivers_the_regions_of_each_record(source, regions):
     for inner in (source, OneByOne(source)):
         batches = data.train_batches(
@@ -291,29 +332,3 @@ def test_choices_that_are_not_there_are_an_error(source, regions):
     for crops in (0, REGIONS + 1):
         with pytest.raises(ValueError, match=f"from 1 to 6, got {crops}"):
             choose(batch, crops=crops)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"regions": 0}, "regions must be >= 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
-        ({"label_format": "marginal_smoothing_k5"}, "at least 6 classes, got 4"),
-    ],
-)
-def test_storing_checks_before_it_starts(source, options, message):
-    with pytest.raises(ValueError, match=message):
-        store(source, **options)
-
-
-def test_a_teacher_of_other_classes_is_an_error(source):
-    with pytest.raises(ValueError, match=r"shape \(4, 3\) for 4 crops; small has 4"):
-        data.store_regions(
-            source,
-            lambda images: predict(images)[:, :3],
-            regions=4,
-            key=jax.random.key(0),
-            image_size=(8, 8),
-            label_format=FORMAT,
-            batch_size=4,
-        )

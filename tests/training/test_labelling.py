@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import os
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,15 @@ import numpy as np
 import pytest
 
 from jaxkd import main as main_lib
+from jaxkd.data import target_writer as target_writer_lib
+from jaxkd.data.durable import FolderLock
 from jaxkd.data.targets import open_targets
 from jaxkd.training import ConfigError, Plan, StopSignal, Workdir, make_setup
-from jaxkd.training import labelling as labelling_lib
-from jaxkd.training.labelling import TargetsDiffer, label, verify
+from jaxkd.training import view_labelling as view_labelling_lib
+from jaxkd.training.labelling import TargetsDiffer, label
 from jaxkd.training.loop import load_variables
 from jaxkd.training.signals import Stopped
+from jaxkd.training.view_labelling import verify
 
 RECORDS = 52
 
@@ -121,7 +126,7 @@ def test_targets_that_are_not_the_teachers_are_told(
 ):
     setup = stored_setup(targets={})
     write_targets(setup, tmp_path)
-    original = labelling_lib.make_answers
+    original = view_labelling_lib.make_answers
 
     def otherwise(*args):
         answers = original(*args)
@@ -129,9 +134,9 @@ def test_targets_that_are_not_the_teachers_are_told(
         def ask(batch, view):
             return jax.tree.map(lambda x: x + 1.0, answers.ask(batch, view))
 
-        return labelling_lib.Answers(ask, answers.encode)
+        return view_labelling_lib.Answers(ask, answers.encode)
 
-    monkeypatch.setattr(labelling_lib, "make_answers", otherwise)
+    monkeypatch.setattr(view_labelling_lib, "make_answers", otherwise)
     with pytest.raises(
         TargetsDiffer, match="logits differs by 1 from what teacher says"
     ):
@@ -159,7 +164,7 @@ def test_a_stopped_run_keeps_whole_files_and_goes_on(
     setup = stored_setup(targets={"views": 4})
     # Of a few records each, instead of MiB.
     monkeypatch.setattr(
-        labelling_lib,
+        view_labelling_lib,
         "TargetsWriter",
         lambda path, manifest, shard_bytes: _small_shards(path, manifest),
     )
@@ -182,6 +187,59 @@ def _small_shards(path, manifest):
 
 
 # -------------------------------------------------------------------- refusals
+
+
+def test_a_folder_that_another_process_writes_is_one_line(
+    stored_config, stored_setup, tmp_path, capsys
+):
+    folder = tmp_path / "run" / "targets" / "student.part"
+    folder.mkdir(parents=True)
+    config = write_config(tmp_path / "config.py", stored_config(targets={}))
+    lock = FolderLock(folder)
+    status = main_lib.main([config, f"--workdir={tmp_path / 'run'}", "--mode=label"])
+    lock.release()
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert status == 1 and error.startswith("error: another process is writing ")
+    assert list(folder.iterdir()) == [folder / ".lock"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(stored_setup, write_targets, tmp_path, monkeypatch):
+    setup = stored_setup(targets={})
+    keep = target_writer_lib._keep_only
+
+    def fill(folder, names):
+        keep(folder, names)
+        name = "targets-00000-of-00001.array_record.part"
+        (folder / name).symlink_to("/dev/full")
+
+    monkeypatch.setattr(target_writer_lib, "_keep_only", fill)
+    with pytest.raises(OSError, match="^cannot write .*array_record: .*No space left"):
+        write_targets(setup, tmp_path)
+
+
+def test_layers_that_another_method_reads_are_missed_by_the_check(
+    stored_setup, write_targets, tmp_path
+):
+    targets = {"taps": ("pooled",)}
+    write_targets(stored_setup(targets=targets), tmp_path)
+    other = stored_setup(student={"method": {"srrl": {}}}, targets=targets)
+    text = "written for another method: .*0/head/kernel.* not stored; delete the folder"
+    with pytest.raises(ConfigError, match=text):
+        write_targets(other, tmp_path)
+
+
+def test_labelling_leaves_no_file_open(stored_setup, write_targets, tmp_path):
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("needs /proc")
+    write_targets(stored_setup(targets={}), tmp_path)
+    write_targets(stored_setup(targets={}), tmp_path)
+    links = (os.readlink(link) for link in _links())
+    assert not [link for link in links if link.startswith(str(tmp_path))]
+
+
+def _links():
+    return [p for p in Path("/proc/self/fd").iterdir() if p.is_symlink()]
 
 
 def test_a_run_without_targets_has_nothing_to_label(stored_setup, tmp_path):

@@ -11,6 +11,13 @@ import pytest
 
 import jaxkd
 from jaxkd.data import DamagedFileError
+from jaxkd.data.targets import (
+    CONSTANTS,
+    MANIFEST,
+    describe_file,
+    read_manifest,
+    write_manifest,
+)
 from jaxkd.training import ConfigError, Workdir
 from jaxkd.training.loop import load_variables
 from jaxkd.training.target_files import (
@@ -205,6 +212,38 @@ def test_layers_come_back_on_all_devices(stored_setup, write_targets, tmp_path):
         constants["head"]["kernel"], variables["params"]["head"]["kernel"]
     )
     assert len(constants["head"]["kernel"].sharding.device_set) == 8
+
+
+def test_layers_that_were_not_stored_are_named(stored_setup, write_targets, tmp_path):
+    targets = {"taps": ("pooled",)}
+    workdir, _ = write_targets(stored_setup(targets=targets), tmp_path)
+    setup = stored_setup(student={"method": {"srrl": {}}}, targets=targets)
+    check_targets(setup, workdir)
+    with pytest.raises(ConfigError, match="student.targets: .*0/head/kernel") as error:
+        load(setup, workdir)
+    message = str(error.value)
+    assert "\n" not in message and "write it anew with --mode=label" in message
+    # More than what the method reads does no harm.
+    more, _ = write_targets(setup, tmp_path / "more")
+    assert load(stored_setup(targets=targets), more).constants == (
+        {"head": None, "norms": {}},
+    )
+
+
+def test_layers_of_another_shape_are_refused(stored_setup, write_targets, tmp_path):
+    setup = stored_setup(
+        student={"method": {"srrl": {}}}, targets={"taps": ("pooled",)}
+    )
+    workdir, _ = write_targets(setup, tmp_path)
+    folder = workdir.path / "targets" / "student"
+    with np.load(folder / CONSTANTS) as arrays:
+        changed = {name: array[:1] for name, array in arrays.items()}
+    np.savez(folder / CONSTANTS, **changed)
+    manifest = read_manifest(folder / MANIFEST)
+    file = describe_file(folder / CONSTANTS, 0)
+    write_manifest(folder, dataclasses.replace(manifest, constants=file))
+    with pytest.raises(ConfigError, match=r"head/bias of shape \(1,\) .* has \(4,\)"):
+        load(setup, workdir)
 
 
 def test_targets_of_stages_that_did_not_begin_may_change(stored_setup, workdir):
