@@ -9,9 +9,10 @@
 # machine with GPUs one process uses all of them and needs no script; GPU_EACH=1 gives
 # each process one. PORT chooses the port where the processes meet.
 #
-# SIGTERM and Ctrl-C go to all. When a process fails, the others have GRACE seconds (10)
-# to end. The exit status is that of the first that failed; 75 means: stopped after
-# saving, run the same command again to continue.
+# SIGTERM and Ctrl-C let all of them save and end; a second Ctrl-C ends them at once. When
+# a process fails, the others have GRACE seconds (10) to end. The exit status is that of
+# the first that failed; 75 means: stopped after saving, run the same command again to
+# continue.
 set -euo pipefail
 
 if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
@@ -35,9 +36,20 @@ done
 signal() {
   for pid in "${running[@]}"; do kill -"$1" "$pid" 2>/dev/null || true; done
 }
+interrupt() {
+  if [[ -n $interrupted ]]; then
+    signal KILL
+    exit 130
+  fi
+  interrupted=yes
+  signal TERM
+  echo "launch/local.sh: waits for the processes to save; Ctrl-C again ends them at once" >&2
+}
+interrupted=
 trap 'signal TERM' TERM
-# Ctrl-C reaches the processes by itself; a second signal would end them unsaved.
-trap : INT
+# Bash starts processes in the background so that they ignore Ctrl-C, and jaxkd leaves it
+# at that.
+trap interrupt INT
 
 status=0
 deadline=

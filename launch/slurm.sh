@@ -31,7 +31,11 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 PYTHON=${PYTHON:-.venv/bin/python}
 
 status=0
-srun --kill-on-bad-exit=1 --gpu-bind=none \
+# A process that fails or saves ends the others itself: killed by srun, one that is
+# still saving would make the status 137 or 143, and nothing would be queued again. srun
+# does not take the number of cores over from sbatch.
+srun --kill-on-bad-exit=0 --gpu-bind=none \
+  ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
   "$PYTHON" -m jaxkd.main --distributed=auto "$@" || status=$?
 if ((status == 75)); then
   scontrol requeue "$SLURM_JOB_ID"

@@ -4,12 +4,12 @@
 #   launch/tpu_pod.sh NAME ZONE setup
 #   launch/tpu_pod.sh NAME ZONE run --config=configs/kd.py:... --workdir=/mnt/shared/kd
 #
-# NAME is a TPU VM that exists (`gcloud compute tpus tpu-vm create`). `setup` copies this
-# checkout to every host and installs it there; `run` starts the command on all of them
-# and shows what they say. jaxkd.main --distributed=auto finds the other hosts by the
-# metadata of the slice. --workdir and the data must be on a file system that all hosts
-# share, such as a bucket mounted with gcsfuse or a Filestore share. PYTHON names the
-# hosts' interpreter (3.11 or later) for `setup`.
+# NAME is a TPU VM that exists (`gcloud compute tpus tpu-vm create`). `setup` copies the
+# last commit of this checkout to every host and installs it there; `run` starts the
+# command on all of them and shows what they say. jaxkd.main --distributed=auto finds the
+# other hosts by the metadata of the slice. --workdir and the data must be on a file
+# system that all hosts share, such as a bucket mounted with gcsfuse or a Filestore share.
+# PYTHON names the hosts' interpreter (3.11 or later) for `setup`.
 #
 # Ctrl-C ends the connections, not the processes: `launch/tpu_pod.sh NAME ZONE stop` lets
 # them save and end; the same `run` again continues.
@@ -31,6 +31,10 @@ case $action in
   setup)
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
+    if [[ -n $(git status --porcelain) ]]; then
+      echo "launch/tpu_pod.sh: copies the last commit, without your uncommitted changes:" >&2
+      git status --short >&2
+    fi
     git archive --format=tar.gz --output="$folder/jaxkd.tar.gz" HEAD
     gcloud compute tpus tpu-vm scp "$folder/jaxkd.tar.gz" "$name:" \
       --zone="$zone" --worker=all

@@ -317,6 +317,56 @@ def test_local_ends_all_when_one_fails():
     assert done.returncode == 7 and time.monotonic() - begin < 50
 
 
+SAVES = """
+import os, runpy, sys, time
+StopSignal = runpy.run_path("jaxkd/training/signals.py")["StopSignal"]
+with StopSignal() as stop:
+    os.write(1, b"ready\\n")
+    while stop.received is None:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.write(1, b"saved\\n")
+    sys.exit(75)
+"""
+
+
+def started_locally(*command):
+    """Two processes that are ready, in a session of their own as in a terminal."""
+    process = start({**os.environ, "GRACE": "60"}, *command, processes=2)
+    assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+    return process
+
+
+def test_ctrl_c_lets_the_processes_save():
+    process = started_locally(sys.executable, "-c", SAVES)
+    # A terminal sends it to the script and to all that it has started.
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = finish(process, 75)
+    assert out == "saved\n" * 2 and "Ctrl-C again ends them at once" in err
+
+
+def test_a_second_ctrl_c_ends_processes_that_do_not(tmp_path):
+    line = (
+        f"trap '' TERM; echo $$ >> {tmp_path}/pids; echo ready; while :; do sleep 0.1"
+    )
+    process = started_locally("bash", "-c", line + "; done")
+    os.killpg(process.pid, signal.SIGINT)
+    assert "Ctrl-C again" in process.stderr.readline()
+    time.sleep(0.3)
+    assert process.poll() is None
+    deadline = time.monotonic() + 30
+    # Again, should it come while the script still answers the first one.
+    while process.poll() is None and time.monotonic() < deadline:
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.2)
+    finish(process, 130)
+    for pid in (tmp_path / "pids").read_text().split():
+        with pytest.raises(ProcessLookupError):
+            for _ in range(100):
+                os.kill(int(pid), 0)
+                time.sleep(0.05)
+
+
 @pytest.fixture
 def fake(tmp_path):
     """Puts commands into a PATH that note how they are called."""
@@ -343,8 +393,16 @@ def test_slurm_starts_the_command_in_every_task(fake):
     done = shell("slurm.sh", "--config=c.py", "--workdir=a b", **path, PYTHON="py")
     assert done.returncode == 0, done.stderr
     (call,) = fake.read()
-    assert call.startswith("srun --kill-on-bad-exit=1 --gpu-bind=none py -m jaxkd.main")
+    assert call.startswith("srun --kill-on-bad-exit=0 --gpu-bind=none py -m jaxkd.main")
     assert call.endswith("--distributed=auto --config=c.py --workdir=a b")
+
+
+def test_slurm_gives_the_cores_of_a_task_to_srun(fake):
+    path = fake("srun", "scontrol")
+    done = shell("slurm.sh", **path, PYTHON="py", SLURM_CPUS_PER_TASK="8")
+    assert done.returncode == 0, done.stderr
+    (call,) = fake.read()
+    assert " --cpus-per-task=8 py -m jaxkd.main" in call
 
 
 @pytest.mark.parametrize(("status", "again"), [(75, True), (1, False), (2, False)])
@@ -391,6 +449,28 @@ def test_tpu_pod_copies_the_checkout(fake):
     copy, *install = fake.read()
     assert "tpu-vm scp" in copy and copy.endswith("--zone=zone --worker=all")
     assert "/jaxkd.tar.gz pod: " in copy and "jax[tpu]" in "\n".join(install)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_tpu_pod_tells_of_what_it_does_not_copy(fake, tmp_path):
+    root = tmp_path / "checkout"
+    (root / "launch").mkdir(parents=True)
+    shutil.copy(LAUNCH / "tpu_pod.sh", root / "launch")
+    path = {**fake("gcloud"), "HOME": str(tmp_path)}
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init"], ["add", "."], [*author, "commit", "-m", "all"]):
+        git = ["git", "-C", str(root), *arguments]
+        subprocess.run(git, check=True, capture_output=True, env=path)
+
+    def setup():
+        command = ["bash", str(root / "launch" / "tpu_pod.sh"), "pod", "zone", "setup"]
+        done = subprocess.run(command, env=path, capture_output=True, text=True)
+        assert done.returncode == 0
+        return done.stderr
+
+    assert setup() == ""
+    (root / "new.py").write_text("x = 1\n")
+    assert "without your uncommitted changes:\n?? new.py\n" in setup()
 
 
 @pytest.mark.parametrize("arguments", [(), ("pod", "zone"), ("pod", "zone", "dance")])

@@ -14,7 +14,9 @@ class Stopped(Exception):
 class StopSignal:
     """Turns the first SIGTERM or SIGINT into a flag that the loop reads.
 
-    A second signal ends the process at once, by the handlers that were there before.
+    A second signal ends the process at once, by the handlers that were there before. A
+    signal that the process was started to ignore, as shells do with the SIGINT of their
+    background processes, stays ignored.
     """
 
     def __init__(self):
@@ -24,7 +26,8 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._on_signal)
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
