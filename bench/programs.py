@@ -77,8 +77,9 @@ class Training:
         self.images = self.steps * setup.plan.images_per_step
         known = Known(setup, functools.partial(untrained, setup))
         self._assembly = assemble(setup, stage, known, targets=targets)
-        self._kept = self._assembly.items(self.steps) if repeat else None
         self._state = self._assembly.begin(known)
+        items = self._assembly.items
+        self._kept = items(self.steps, self._state) if repeat else None
         self.programs = self._assembly.programs
         self.parameters = {
             **{t.name: count(known(t.name)["params"]) for t in stage.live_teachers},
@@ -125,7 +126,9 @@ class Training:
 
     def _arguments(self) -> tuple[Any, ...]:
         assembly = self._assembly
-        items = assembly.items(self.steps) if self._kept is None else self._kept
+        items = self._kept
+        if items is None:
+            items = assembly.items(self.steps, self._state)
         return assembly.arguments(self._state, items)
 
 

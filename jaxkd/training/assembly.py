@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from jaxkd.select import Selection
 from jaxkd.training import sharding
 from jaxkd.training.batches import make_feed
 from jaxkd.training.checkpoints import abstract_like
@@ -24,6 +25,7 @@ from jaxkd.training.placement import (
     learner_sharding,
     live_sharding,
 )
+from jaxkd.training.rating import PickedItems, rate_records
 from jaxkd.training.setup import Setup
 from jaxkd.training.stage import Stage
 from jaxkd.training.state import TrainState
@@ -130,15 +132,33 @@ class Assembly:
 
     def begin(self, known: Known) -> TrainState:
         """The state before the first step, from the networks that the stage names."""
-        return jax.jit(
+        state = jax.jit(
             self.setup.seeds.lift(self.stage.begin),
             out_shardings=self.shardings,
             compiler_options=run_once(),
         )(self.setup.seeds.keys(), {name: known(name) for name in self.stage.starts})
+        selection = self.stage.selection
+        if selection is None or selection.begin is None:
+            return state
+        scores = rate_records(self.setup, selection, known)
+        begin = jax.jit(
+            self.setup.seeds.lift(selection.begin),
+            out_shardings=self.shardings.selection,
+        )
+        return state.replace(selection=begin(state.selection, scores))  # type: ignore
 
-    def items(self, steps: int) -> dict[str, jax.Array]:
-        """The items of the next steps, stacked, on the devices."""
-        items = stack_items([next(self.iterator) for _ in range(steps)])
+    def items(self, steps: int, state: TrainState) -> dict[str, jax.Array]:
+        """The items of the next steps, stacked, on the devices.
+
+        Args:
+          steps: how many.
+          state: before these steps; it may pick the records.
+        """
+        if isinstance(self.iterator, PickedItems):
+            found = [self.iterator.following(state) for _ in range(steps)]
+        else:
+            found = [next(self.iterator) for _ in range(steps)]
+        items = stack_items(found)
         leading = 2 if self.setup.seeds.several else 1
         return sharding.put_batch(items, self.setup.mesh, leading=leading)
 
@@ -175,10 +195,17 @@ def assemble(
         known.put(name, setup.seeds.lift_sharding(each))
         for name, each in zip(names, wanted, strict=True)
     )
+    pick, picked = None, None
+    if stage.selection is not None and stage.selection.pick is not None:
+        if setup.resident:
+            pick = _lifted_pick(setup, stage.selection)
+        else:
+            part, parts = sharding.process_part(setup.mesh)
+            picked = PickedItems(setup.train, stage.selection, part=part, parts=parts)
     programs = Programs(
         name=stage.name,
         dispatch=make_dispatch(
-            setup.seeds.lift(placed.train_step(setup.augmentation)), feed
+            setup.seeds.lift(placed.train_step(setup.augmentation)), feed, pick
         ),
         state_shardings=shardings,
         metrics_sharding=sharding.replicated(setup.mesh),
@@ -188,9 +215,15 @@ def assemble(
         stage=stage,
         feed=feed,
         # Last: what it starts would have to be ended if anything failed.
-        iterator=feed.items(),
+        iterator=feed.items() if picked is None else picked,
         teachers=teachers if targets is None else targets.constants,
         programs=programs,
         abstract=abstract,
         shardings=shardings,
     )
+
+
+def _lifted_pick(setup: Setup, selection: Selection) -> Callable[[Any], jax.Array]:
+    pick: Any = selection.pick
+    lifted = setup.seeds.lift(pick)
+    return lambda state: lifted(state.selection)

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxkd.compression import (
     After,
@@ -42,6 +43,13 @@ def compressed(
     Raises:
       ValueError: the compression finds nothing to compress, or cannot.
     """
+
+    if compression.fit is not None:
+
+        def logits(variables: Variables, images: jax.Array) -> jax.Array:
+            return network.apply(variables, images, train=False, key=None)[0].logits
+
+        compression = compression.fit(network.init, logits, tuple(input_shape))
 
     def layers(train: bool) -> contextlib.AbstractContextManager[Any]:
         make = compression.layers
@@ -109,6 +117,11 @@ def compressed(
             tree[COMPRESSION] = {path: every for path in learned}
         return tree
 
+    def finalise(variables: Variables) -> Variables:
+        own, learned, state = split(variables)
+        params = compression.final(learned, state, flatten(own["params"]))
+        return {**own, "params": unflatten(params, own["params"])}
+
     freeze = network.freeze_norms
     apply = wrap(network.apply)
     return dataclasses.replace(
@@ -126,6 +139,9 @@ def compressed(
             weights=dict(compression.weights),
             facts=values(compression.facts),
             restart=prepared,
+            # What a rule of layers adds is no part of the plain network.
+            finalise=finalise if compression.layers is None else None,
+            plain=network if compression.layers is None else None,
         ),
     )
 
@@ -144,3 +160,24 @@ def joined(own: Variables, learned: Arrays, state: Any) -> Variables:
     # An empty tree would not survive a checkpoint.
     rest = {COMPRESSION: state} if jax.tree.leaves(state) else {}
     return {**own, "params": params, **rest}
+
+
+def masked_tree(tree: Any, masks: Any) -> Any:
+    """The arrays, zero where their masks are not set."""
+    return jax.tree.map(
+        lambda x, mask: jnp.where(mask, x, jnp.zeros((), x.dtype)), tree, masks
+    )
+
+
+def mask_moments(
+    tx: optax.GradientTransformation, opt_state: Any, params: Any, masks: Any
+) -> Any:
+    """What the optimiser remembers of the network's parameters, masked."""
+    every = jnp.ones((), bool)
+    trees = {**jax.tree.map(lambda _: every, params), "network": masks}
+    return optax.tree.map_params(
+        tx,
+        lambda x, mask: jnp.where(mask, x, jnp.zeros((), x.dtype)),
+        opt_state,
+        trees,
+    )

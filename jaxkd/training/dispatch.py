@@ -19,13 +19,19 @@ logger = logging.getLogger("jaxkd")
 Dispatch = Callable[..., tuple[Any, Metrics]]
 
 
-def make_dispatch(step: Callable[..., Any], feed: Feed) -> Dispatch:
+def make_dispatch(
+    step: Callable[..., Any],
+    feed: Feed,
+    pick: Callable[[Any], jax.Array] | None = None,
+) -> Dispatch:
     """Makes `dispatch(state, constants, items, teachers) -> (state, metrics)`.
 
     Args:
       step: `step(state, batch, teachers) -> (state, metrics)`, such as
         `step.make_train_step` makes; for several seeds, lifted.
       feed: makes batches of constants and items.
+      pick: `pick(state) -> numbers` gives the records of every step, in place of those
+        that its item names; for a feed of resident records.
 
     Returns:
       A pure function that runs as many steps as its items have rows; its metrics are
@@ -36,6 +42,8 @@ def make_dispatch(step: Callable[..., Any], feed: Feed) -> Dispatch:
         state: Any, constants: Any, items: Any, teachers: Any
     ) -> tuple[Any, Metrics]:
         def body(state: Any, item: Any) -> tuple[Any, Metrics]:
+            if pick is not None:
+                item = {**item, "index": pick(state)}
             return step(state, feed.batch(constants, item), teachers)
 
         if _rows(items) > 1:

@@ -142,12 +142,11 @@ def gathering_stage(setup: Setup, stage: Stage, shardings: Sequence[Any]) -> Sta
     """
     state = learner_sharding(setup, stage)
     pairs = zip(stage.live_teachers, shardings, strict=True)
-    teachers = tuple(gathering(teacher, s["params"]) for teacher, s in pairs)
+    live = tuple(gathering(network, s["params"]) for network, s in pairs)
     return dataclasses.replace(
-        stage,
+        stage.with_live(live),
         student=gathering(stage.student, state.params["network"]),
         method=_gathering_method(stage.method, state.params["method"]),
-        teachers=teachers or stage.teachers,
     )
 
 

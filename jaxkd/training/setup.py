@@ -178,6 +178,7 @@ def make_setup(plan: Plan) -> Setup:
     _check_model_axis(plan, networks, mesh)
 
     stages, trained, costs = _stages(plan, networks, data_spec, input_shape)
+    _check_selections(plan, stages, resident)
     for stage in stages:
         with at("config.train.steps_per_call"):
             check_call(
@@ -199,6 +200,33 @@ def make_setup(plan: Plan) -> Setup:
         costs=costs,
         resident=resident,
     )
+
+
+def _check_selections(plan: Plan, stages: Sequence[Stage], resident: bool) -> None:
+    """Checks that a host can read what a selection picks."""
+    for stage in stages:
+        path = f"config.stages.{stage.name}.select"
+        if stage.selection is None:
+            continue
+        if plan.data.regions is not None:
+            raise ConfigError(
+                f"{path}: with config.data.regions a record has several crops, "
+                "so that records cannot be selected; leave one of them out"
+            )
+        if stage.selection.pick is None or resident:
+            continue
+        remedy = "set config.train.resident=True"
+        if plan.train.steps(stage.steps_per_epoch) > 1:
+            raise ConfigError(
+                f"{path}: the losses of a step decide the records of later ones, which "
+                f"are streamed one step at a time; {remedy}, or "
+                "config.train.steps_per_call=1"
+            )
+        if plan.seeds:
+            raise ConfigError(
+                f"{path}: seeds that pick their own records need them on the devices; "
+                f"{remedy}"
+            )
 
 
 def _entries(plan: Plan) -> set[str]:
@@ -271,6 +299,7 @@ def _stages(
             learners={learner: networks[learner] for learner in learners},
             teachers=tuple(trained[t] for t in stage_plan.teachers),
             source=trained.get(stage_plan.start_from or ""),
+            known={n: trained[n] for n in costs},
             data=data_spec,
             entries=entries,
             input_shape=input_shape,

@@ -18,11 +18,13 @@ import optax
 from jaxkd import distill
 from jaxkd.distill.custom import from_loss
 from jaxkd.distill.method import DataSpec, Method, Specs, Weight, compose
+from jaxkd.select import Selection
 from jaxkd.training import optimizers, wrappers
 from jaxkd.training.network import Network, Variables
 from jaxkd.training.paths import matching, path_name, started_from
 from jaxkd.training.plan import StagePlan
 from jaxkd.training.schema import ConfigError, at
+from jaxkd.training.selecting import choose_selection
 from jaxkd.training.state import TrainState
 from jaxkd.training.step import (
     Augments,
@@ -55,6 +57,8 @@ class Stage:
       members: each of them as it predicts after the stage.
       teachers: the networks it learns from.
       stored: how their answers are stored; None if they answer in every step.
+      selection: what chooses the records of its steps; None takes all of them.
+      scorer: the network by whose losses the selection ranks them, if it names one.
       method: the losses.
       tx: the optimiser.
       schedule: its learning rate.
@@ -76,11 +80,25 @@ class Stage:
     phase: int
     frozen: Callable[[str], bool] | None = None
     stored: StoredTeachers | None = None
+    selection: Selection | None = None
+    scorer: Network | None = None
 
     @property
     def live_teachers(self) -> tuple[Network, ...]:
-        """The teachers that run in every step: none if their answers are stored."""
-        return () if self.stored is not None else self.teachers
+        """The networks that run in every step beside the student.
+
+        The teachers, unless their answers are stored; and last the scorer.
+        """
+        teachers = () if self.stored is not None else self.teachers
+        return teachers if self.scorer is None else (*teachers, self.scorer)
+
+    def with_live(self, networks: tuple[Network, ...]) -> Stage:
+        """The stage with other networks in the places of `live_teachers`."""
+        if not networks:
+            return self
+        if self.scorer is None:
+            return dataclasses.replace(self, teachers=networks)
+        return dataclasses.replace(self, teachers=networks[:-1], scorer=networks[-1])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -111,6 +129,7 @@ class Stage:
             data=self.data,
             ema=self.plan.ema,
             variables=None if variables is None else dict(variables),
+            selection=self.selection,
         )
 
     @property
@@ -152,7 +171,7 @@ class Stage:
             augmentation = self.stored.augmentation(augmentation)
         return make_train_step(
             student=self.student.apply,
-            teachers=[t.apply for t in self.live_teachers],
+            teachers=[] if self.stored else [t.apply for t in self.teachers],
             method=self.method,
             tx=self.tx,
             schedule=self.schedule,
@@ -165,6 +184,8 @@ class Stage:
             frozen=self.frozen,
             stored=None if self.stored is None else self.stored.outputs,
             upkeep=self.student.upkeep,
+            selection=self.selection,
+            scorer=None if self.scorer is None else self.scorer.apply,
         )
 
     def augmentation_key(self, key: jax.Array) -> jax.Array:
@@ -189,6 +210,7 @@ def make_stage(
     learners: Mapping[str, Network],
     teachers: tuple[Network, ...],
     source: Network | None,
+    known: Mapping[str, Network] | None = None,
     data: DataSpec,
     entries: Collection[str],
     input_shape: Sequence[int],
@@ -202,6 +224,7 @@ def make_stage(
       learners: the networks that learn.
       teachers: the networks they learn from.
       source: the network that the learner starts from, if any.
+      known: the networks that a selection may name.
       data: the training data; `epochs` is the plan's matter.
       entries: what a batch holds beside `image`, `label` and `index`.
       input_shape: `(height, width, channels)` of the images.
@@ -213,6 +236,9 @@ def make_stage(
     path = f"config.stages.{name}"
     data = dataclasses.replace(
         data, epochs=plan.epochs, batch_size=data.batch_size // plan.accumulate
+    )
+    selection, scorer, data = choose_selection(
+        f"{path}.select", plan, data, entries, known or {}, tuple(learners)
     )
     student = (
         next(iter(learners.values()))
@@ -273,6 +299,8 @@ def make_stage(
         phase=phase,
         frozen=frozen,
         stored=stored,
+        selection=selection,
+        scorer=scorer,
     )
 
 

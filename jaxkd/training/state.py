@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -21,6 +22,7 @@ class TrainState:
       opt_state: the optimiser's state.
       memory: what the method remembers (banks, fixed projections).
       average: running average of the network's params and collections, or None.
+      selection: what the selection of records remembers.
     """
 
     step: Leaf
@@ -30,6 +32,7 @@ class TrainState:
     opt_state: Any
     memory: Any
     average: Any
+    selection: Any = dataclasses.field(default_factory=dict)
 
     def variables(self) -> dict[str, Any]:
         """The network's variables as they are trained."""

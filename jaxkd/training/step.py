@@ -26,9 +26,18 @@ from jaxkd.distill.method import (
     weight_at,
 )
 from jaxkd.layers import Outputs
+from jaxkd.select import Selection
+from jaxkd.training.compressed import mask_moments, masked_tree
 from jaxkd.training.network import ApplyFn, Network, Upkeep, Variables
 from jaxkd.training.optimizers import Schedule
 from jaxkd.training.paths import path_name
+from jaxkd.training.selecting import (
+    check_by_record,
+    keeping,
+    loss_of_records,
+    selection_data,
+    weighted,
+)
 from jaxkd.training.state import TrainState
 from jaxkd.training.wrappers import READOUT, readout_variables
 
@@ -67,7 +76,8 @@ class StoredOutputs(Protocol):
 
 
 # Streams of random numbers drawn from one step's key.
-_METHOD, _NETWORK, _TEACHER, _UPKEEP, _PREPARE = 0, 1, 3, 2**32 - 2, 2**32 - 1
+_METHOD, _NETWORK, _TEACHER = 0, 1, 3
+_SELECTION, _UPKEEP, _PREPARE = 2**32 - 3, 2**32 - 2, 2**32 - 1
 
 
 def init_state(
@@ -80,6 +90,7 @@ def init_state(
     data: DataSpec,
     ema: float | None = None,
     variables: Variables | None = None,
+    selection: Selection | None = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -92,6 +103,7 @@ def init_state(
       data: what the method is told of the data.
       ema: whether to keep a running average (its decay is the step's matter).
       variables: the student's variables if an earlier stage trained it.
+      selection: what chooses the records, if anything does.
     """
     init_key, method_key, run_key = _run_keys(key)
     # A copy if given: the state is donated, and others may still read the variables.
@@ -118,6 +130,9 @@ def init_state(
         else jax.tree.map(
             jnp.copy, {**initial, **readout_variables(method, method_params, memory)}
         ),
+        selection={}
+        if selection is None
+        else selection.init(jax.random.fold_in(key, _SELECTION), selection_data(data)),
     )
 
 
@@ -164,6 +179,8 @@ def make_train_step(
     frozen: Callable[[str], bool] | None = None,
     stored: StoredOutputs | None = None,
     upkeep: Upkeep | None = None,
+    selection: Selection | None = None,
+    scorer: ApplyFn | None = None,
 ) -> StepFn:
     """Makes `step(state, batch, teacher_variables) -> (state, metrics)`.
 
@@ -185,11 +202,14 @@ def make_train_step(
       stored: gives the teachers' outputs instead of `teachers`, which are not run; it
         gets the step's third argument.
       upkeep: what the student wants done around every step (masks and the like).
+      selection: which records of the batch are trained on.
+      scorer: the network whose losses rank the records of a selection that keeps some
+        of them; its variables come after the teachers'. By default the student.
 
     Returns:
       The pure step. Its metrics are `loss`, `terms` (unweighted means, float32),
-      `learning_rate`, `grad_norm` and `update_norm`; with `upkeep` also `facts`, those
-      of the student after the step.
+      `learning_rate`, `grad_norm` and `update_norm`; with `upkeep` or `selection` also
+      `facts`, theirs after the step.
     """
 
     def stop_frozen(params: Any) -> Any:
@@ -210,6 +230,7 @@ def make_train_step(
         teacher_outputs: tuple[Outputs, ...],
         key: jax.Array,
         step: jax.Array,
+        selected: Any,
     ) -> tuple[jax.Array, Any]:
         outputs, collections = _all_views(
             student,
@@ -227,9 +248,21 @@ def make_train_step(
             progress=Progress(step=step, epoch=step // steps_per_epoch, epochs=epochs),
         )
         terms, memory = method.terms(params["method"], memory, inputs)
-        means = {k: jnp.mean(v.astype(jnp.float32)) for k, v in terms.items()}
+        terms = {k: v.astype(jnp.float32) for k, v in terms.items()}
+        weights = {k: weight_at(method.weights[k], step) for k in terms}
+        losses, share = None, None
+        if selection is not None:
+            losses = loss_of_records(terms, weights, len(outputs.logits))
+            if selection.weigh is not None:
+                check_by_record(terms, len(outputs.logits))
+                by_record = selection.weigh(
+                    selected, losses, jax.random.fold_in(key, _SELECTION)
+                )
+                share = jnp.mean((by_record > 0).astype(jnp.float32))
+                terms = {k: weighted(v, by_record) for k, v in terms.items()}
+        means = {k: jnp.mean(v) for k, v in terms.items()}
         loss = sum(
-            (weight_at(method.weights[k], step) * v for k, v in means.items()),
+            (weights[k] * v for k, v in means.items()),
             start=jnp.zeros((), jnp.float32),
         )
         if upkeep is not None:
@@ -237,7 +270,7 @@ def make_train_step(
             for name, value in extra.items():
                 loss = loss + upkeep.weights[name] * value
             means = {**means, **extra}
-        return loss, (means, collections, memory)
+        return loss, (means, share, collections, memory, losses)
 
     def run_teachers(
         batch: Batch, teacher_variables: tuple[Variables, ...], key: jax.Array
@@ -267,8 +300,9 @@ def make_train_step(
         else:
             teacher_outputs = jax.lax.stop_gradient(stored(batch, teacher_variables))
         return jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, collections, memory, batch, teacher_outputs, key, state.step
-        )
+            state.params, collections, memory, batch, teacher_outputs, key, state.step,
+            state.selection,
+        )  # fmt: skip
 
     def accumulated(
         state: TrainState,
@@ -282,31 +316,35 @@ def make_train_step(
             lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
         )
 
-        def body(carry: Any, xs: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        def body(carry: Any, xs: tuple[jax.Array, Batch]) -> tuple[Any, Any]:
             sums, collections, memory = carry
             i, part = xs
-            (loss, (means, collections, memory)), grads = micro_step(
+            (loss, (means, share, collections, memory, losses)), grads = micro_step(
                 state, collections, memory, part, teacher_variables,
                 jax.random.fold_in(key, i),
             )  # fmt: skip
-            sums = jax.tree.map(jnp.add, sums, (loss, means, grads))
-            return (sums, collections, memory), None
+            sums = jax.tree.map(jnp.add, sums, (loss, means, share, grads))
+            return (sums, collections, memory), losses
 
         first = jax.tree.map(lambda x: x[0], parts)
-        (loss, (means, _, _)), grads = jax.eval_shape(
+        (loss, (means, share, *_)), grads = jax.eval_shape(
             micro_step, state, state.collections, state.memory, first,
             teacher_variables, key,
         )  # fmt: skip
         zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), (loss, means, grads)
+            lambda x: jnp.zeros(x.shape, x.dtype), (loss, means, share, grads)
         )
-        (sums, collections, memory), _ = jax.lax.scan(
+        (sums, collections, memory), losses = jax.lax.scan(
             body,
             (zeros, state.collections, state.memory),
             (jnp.arange(accumulate), parts),
         )
-        loss, means, grads = jax.tree.map(lambda x: x / accumulate, sums)
-        return (loss, (means, collections, memory)), grads
+        loss, means, share, grads = jax.tree.map(lambda x: x / accumulate, sums)
+        if losses is not None:
+            losses = losses.swapaxes(0, 1).reshape(-1)  # in the order of the batch
+        return (loss, (means, share, collections, memory, losses)), grads
+
+    kept = keeping(selection, student, scorer)
 
     def step(
         state: TrainState, batch: Batch, teacher_variables: tuple[Variables, ...]
@@ -319,6 +357,8 @@ def make_train_step(
             epoch=state.step // steps_per_epoch,
             num_classes=num_classes,
         )
+        numbers = batch["index"]
+        batch, teacher_variables = kept(batch, state, teacher_variables)
         if method.prepare is not None:
             # Apart from the keys of the micro-batches, which are counted from 0.
             batch = method.prepare(batch, jax.random.fold_in(key, _PREPARE))
@@ -328,15 +368,22 @@ def make_train_step(
             )
         else:
             value_and_grads = accumulated(state, batch, teacher_variables, key)
-        (loss, (means, collections, memory)), grads = value_and_grads
+        (loss, (means, share, collections, memory, losses)), grads = value_and_grads
+        chosen = state.selection
+        facts: Metrics = {}
+        if selection is not None:
+            chosen = selection.record(chosen, batch["index"], losses, state.step)
+            facts = {"facts": dict(selection.facts(chosen))}
+            if share is None:
+                share = jnp.asarray(len(batch["index"]) / len(numbers), jnp.float32)
+            facts["facts"]["records_selected"] = share
 
         dense = grads["network"]
         if upkeep is not None:
             masks = upkeep.masks({"params": state.params["network"], **collections})
-            grads = {**grads, "network": _masked(dense, masks)}
+            grads = {**grads, "network": masked_tree(dense, masks)}
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        facts: Metrics = {}
         if upkeep is not None:
             variables = upkeep.update(
                 {"params": params["network"], **collections},
@@ -349,8 +396,8 @@ def make_train_step(
             masks = upkeep.masks(variables)
             collections = {k: v for k, v in variables.items() if k != "params"}
             params = {**params, "network": variables["params"]}
-            opt_state = _mask_moments(tx, opt_state, params, masks)
-            facts = {"facts": upkeep.facts(variables)}
+            opt_state = mask_moments(tx, opt_state, params, masks)
+            facts = {"facts": {**facts.get("facts", {}), **upkeep.facts(variables)}}
         average = state.average
         if ema is not None:
             variables = {
@@ -379,31 +426,11 @@ def make_train_step(
             opt_state=opt_state,
             memory=memory,
             average=average,
+            selection=chosen,
         )
         return new_state, metrics
 
     return step
-
-
-def _masked(tree: Any, masks: Any) -> Any:
-    """The arrays, zero where their masks are not set."""
-    return jax.tree.map(
-        lambda x, mask: jnp.where(mask, x, jnp.zeros((), x.dtype)), tree, masks
-    )
-
-
-def _mask_moments(
-    tx: optax.GradientTransformation, opt_state: Any, params: Any, masks: Any
-) -> Any:
-    """What the optimiser remembers of the network's parameters, masked."""
-    every = jnp.ones((), bool)
-    trees = {**jax.tree.map(lambda _: every, params), "network": masks}
-    return optax.tree.map_params(
-        tx,
-        lambda x, mask: jnp.where(mask, x, jnp.zeros((), x.dtype)),
-        opt_state,
-        trees,
-    )
 
 
 def _all_views(

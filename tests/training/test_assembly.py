@@ -75,12 +75,13 @@ def test_the_first_state_is_the_stages_own_where_it_shall_live(setup, assembly):
 
 
 def test_items_follow_each_other_and_a_program_takes_them(setup, assembly):
-    first, then = assembly.items(1), assembly.items(2)
+    begun = assembly.begin(Known(setup, unreadable))
+    first, then = assembly.items(1, begun), assembly.items(2, begun)
     assert [len(jax.tree.leaves(x)[0]) for x in (first, then)] == [1, 2]
     assert first["index"].shape == (1, 16)
     seen = [*np.asarray(first["index"]), *np.asarray(then["index"])]
     assert len(np.unique(np.concatenate(seen))) == 48
-    args = assembly.arguments(assembly.begin(Known(setup, unreadable)), first)
+    args = assembly.arguments(begun, first)
     state, metrics = assembly.programs.prepare(*args)(*args)
     assert state.step == 1 and metrics["loss"].shape == (1,)
     assert set(metrics["terms"]) == {"ce", "kd"}
