@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 import jaxkd
 from jaxkd.data.fingerprint import tree_fingerprint
+from jaxkd.data.regions import RegionSource
 from jaxkd.data.source import DamagedFileError
 from jaxkd.data.targets import (
     MANIFEST,
@@ -31,9 +33,11 @@ from jaxkd.training.schema import ConfigError
 from jaxkd.training.setup import Setup
 from jaxkd.training.stage import Stage
 from jaxkd.training.stored import StoredTeachers
-from jaxkd.training.workdir import Workdir
+from jaxkd.training.workdir import Workdir, write_json
 
 REGIONS = "regions.npz"
+# In a workdir: which labels of regions its stages began with.
+_LABELS = "regions.json"
 # What a manifest says of the targets' teachers.
 _TEACHERS = "teachers"
 
@@ -148,7 +152,10 @@ def check_targets(setup: Setup, workdir: Workdir) -> None:
     finished = [s["name"] for s in workdir.summary().get("stages", ())]
     for stage in setup.stages:
         plan = stage.plan.targets
-        if plan is None or stage.name in finished:
+        if stage.name in finished:
+            continue
+        check_region_labels(setup, stage, workdir)
+        if plan is None:
             continue
         if plan.regions is not None:
             file = targets_folder(workdir, stage) / REGIONS
@@ -158,6 +165,61 @@ def check_targets(setup: Setup, workdir: Workdir) -> None:
                 f"--config.data.regions={file} and the method 'fkd'"
             )
         open_targets(find_targets(setup, stage, workdir))
+
+
+def check_region_labels(setup: Setup, stage: Stage, workdir: Workdir) -> None:
+    """Refuses other labels of regions than those that a stage began with.
+
+    `config.data.regions` may move in a workdir, so the path does not tell.
+
+    Args:
+      setup: the objects of the run.
+      stage: the stage.
+      workdir: the run's folder; `regions.json` has the SHA-256 of the labels that each
+        stage began with.
+
+    Raises:
+      ConfigError: they are others now.
+    """
+    if not isinstance(setup.train, RegionSource) or not _begun(stage, workdir):
+        return
+    before = _known_labels(workdir).get(stage.name)
+    now = tree_fingerprint(vars(setup.train.regions))
+    if before not in (None, now):
+        raise ConfigError(
+            f"config.data.regions: {setup.plan.data.regions} has other labels than "
+            f"those that stage {stage.name!r} began with; restore them, or take "
+            "another --workdir"
+        )
+
+
+def note_region_labels(setup: Setup, stage: Stage, workdir: Workdir) -> None:
+    """Notes with which labels of regions a stage begins; see `check_region_labels`."""
+    if (
+        not isinstance(setup.train, RegionSource)
+        or _begun(stage, workdir)
+        or not workdir.writes
+    ):
+        return
+    now = tree_fingerprint(vars(setup.train.regions))
+    workdir.path.mkdir(parents=True, exist_ok=True)
+    write_json(workdir.path / _LABELS, {**_known_labels(workdir), stage.name: now})
+
+
+def _begun(stage: Stage, workdir: Workdir) -> bool:
+    return any(workdir.checkpoints(stage.name).glob("[0-9]*"))
+
+
+def _known_labels(workdir: Workdir) -> dict[str, str]:
+    file = workdir.path / _LABELS
+    if not file.exists():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise DamagedFileError(
+            file, str(error), "delete it, if the labels are those of before"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +241,8 @@ def load_targets(
 ) -> StageTargets | None:
     """Opens the targets of a stage; None for a stage whose teachers run.
 
+    Also checks that labels of regions are those that the stage began with.
+
     Args:
       setup: the objects of the run.
       stage: the stage.
@@ -189,6 +253,8 @@ def load_targets(
       ConfigError: they are not written yet, or for something else.
       DamagedFileError: they are damaged.
     """
+    check_region_labels(setup, stage, workdir)
+    note_region_labels(setup, stage, workdir)
     if stage.stored is None:
         return None
     folder = find_targets(setup, stage, workdir)

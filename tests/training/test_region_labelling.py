@@ -14,12 +14,12 @@ from jaxkd.data.pipeline import read_records
 from jaxkd.data.regions import read_regions, write_regions
 from jaxkd.data.target_writer import TargetsWriter
 from jaxkd.data.targets import MANIFEST, describe_file, read_manifest, write_manifest
-from jaxkd.training import ConfigError
+from jaxkd.training import ConfigError, Workdir
 from jaxkd.training import region_labelling as region_labelling_lib
 from jaxkd.training.labelling import TargetsDiffer
 from jaxkd.training.region_labelling import RegionLabels
 from jaxkd.training.signals import Stopped, StopSignal
-from jaxkd.training.target_files import REGIONS
+from jaxkd.training.target_files import REGIONS, check_targets, load_targets
 
 TARGETS = {"regions": 3, "label_format": "marginal_smoothing_k2"}
 
@@ -117,6 +117,37 @@ def test_labels_without_a_manifest_are_read_as_before(written, stored_setup, tmp
     _, folder, _ = written
     alone = shutil.copy(folder / REGIONS, tmp_path / "alone.npz")
     assert len(student_run(stored_setup, alone).train) == 52
+
+
+def test_a_stage_goes_on_with_the_labels_that_it_began_with(
+    written, stored_setup, tmp_path
+):
+    _, folder, _ = written
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    workdir = Workdir(tmp_path / "run")
+
+    def resume(path):
+        setup = student_run(stored_setup, path)
+        check_targets(setup, workdir)
+        load_targets(setup, setup.stages[0], workdir, lambda name: {})
+
+    change(copy, probability=read_regions(copy / REGIONS).probability * 0.9)
+    # Until something is saved, labels may change.
+    resume(copy / REGIONS)
+    resume(folder / REGIONS)
+    (workdir.checkpoints("student") / "3").mkdir(parents=True)
+    resume(folder / REGIONS)
+    moved = shutil.copy(folder / REGIONS, tmp_path / "moved.npz")
+    resume(moved)
+    text = "config.data.regions: .*copy.* has other labels .*'student' began with"
+    setup = student_run(stored_setup, copy / REGIONS)
+    with pytest.raises(ConfigError, match=text):
+        check_targets(setup, workdir)
+    with pytest.raises(ConfigError, match=text):
+        load_targets(setup, setup.stages[0], workdir, lambda name: {})
+    (workdir.path / "regions.json").write_text("[1")
+    with pytest.raises(DamagedFileError, match="regions.json.*; delete it, if"):
+        resume(folder / REGIONS)
 
 
 def labels_of(setup, key=None):
