@@ -182,9 +182,14 @@ def take_records(
 
 
 def choose_resident(
-    wanted: Literal["auto"] | bool, source: Source, mesh: Mesh, *, supported: bool
+    wanted: Literal["auto"] | bool,
+    source: Source,
+    mesh: Mesh,
+    *,
+    supported: bool,
+    in_memory: bool,
 ) -> bool:
-    """Whether the records shall live on the devices.
+    """Whether the records shall live on the devices; the same in all processes.
 
     Args:
       wanted: as configured; "auto" takes sets that are in memory anyway, if a device's
@@ -192,11 +197,12 @@ def choose_resident(
       source: the records.
       mesh: the devices.
       supported: whether the batches are of these records alone.
+      in_memory: whether the host has all images in memory, as an `ArraySource` does.
 
     Raises:
       ValueError: True is wanted, and it is impossible.
     """
-    if wanted is False or (wanted == "auto" and not supported):
+    if wanted is False or (wanted == "auto" and not (supported and in_memory)):
         return False
     if not supported:
         raise ValueError(
@@ -207,7 +213,7 @@ def choose_resident(
     size = -(-len(source) // devices) * record_bytes(source)
     memory = device_memory(mesh)
     if wanted == "auto":
-        return hasattr(source, "take") and size <= _AUTO_SHARE * memory
+        return size <= _AUTO_SHARE * memory
     if size > _LARGEST_SHARE * memory:
         raise ValueError(
             f"the {len(source)} training records take {_gib(size)} GiB on each of "
@@ -229,13 +235,23 @@ def streamed_bytes(source: Source) -> int:
 
 
 def device_memory(mesh: Mesh) -> int:
-    """Bytes of memory of one device; of the host's, its share, where it has none."""
+    """Bytes of memory of one device; of the host's, its share, where it has none.
+
+    Several processes must call this together: they get the least of all, in whole MiB,
+    so that they decide alike what fits.
+    """
     device = mesh.local_devices[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    if limit:
-        return int(limit)
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return host // len(mesh.local_devices)
+    memory = (device.memory_stats() or {}).get("bytes_limit")
+    if not memory:
+        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = host // len(mesh.local_devices)
+    if jax.process_count() == 1:
+        return int(memory)
+    from jax.experimental import multihost_utils
+
+    # JAX would send the bytes as int32, which ends at 2 GiB.
+    mebibytes = np.asarray(memory // 2**20, np.int32)
+    return int(np.min(multihost_utils.process_allgather(mebibytes))) * 2**20
 
 
 def _gib(size: float) -> str:

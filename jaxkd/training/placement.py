@@ -39,6 +39,7 @@ def teacher_sharding(
     mode: Literal["auto", "replicated", "sharded"],
     min_size: int,
     partitions: Sequence[Partition | None],
+    copies: int = 1,
 ) -> tuple[Any, ...]:
     """The trees of shardings for the variables of a stage's teachers.
 
@@ -52,6 +53,7 @@ def teacher_sharding(
         replicates them if all together take at most a quarter of a device's memory.
       min_size: elements from which an array is large.
       partitions: what each teacher declares.
+      copies: how many of each teacher there are, one for every seed.
 
     Raises:
       ValueError: the axis `model` does not divide what a teacher declares.
@@ -68,11 +70,11 @@ def teacher_sharding(
         )
 
     whole = shardings("fsdp", math.inf)
-    if mode == "auto":
+    if mode == "auto" and variables:
         room = TEACHER_SHARE * device_memory(mesh)
-        fits = bytes_per_device(tuple(variables), whole) <= room
+        fits = copies * bytes_per_device(tuple(variables), whole) <= room
         mode = "replicated" if fits else "sharded"
-    if mode == "replicated":
+    if mode == "replicated" or not variables:
         return whole
     return shardings("fsdp" if mesh.shape["fsdp"] > 1 else "data", min_size)
 
@@ -129,6 +131,7 @@ def live_sharding(setup: Setup, stage: Stage, shapes: Sequence[Any]) -> tuple[An
         mode=setup.plan.mesh.teacher,
         min_size=setup.plan.mesh.fsdp_min_size,
         partitions=[teacher.partition for teacher in stage.live_teachers],
+        copies=len(setup.seeds.seeds),
     )
 
 

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jaxkd import data
 from jaxkd.analysis.costs import Costs
 from jaxkd.data import Source
+from jaxkd.data.arrays import ArraySource
 from jaxkd.data.fingerprint import source_fingerprint
 from jaxkd.data.regions import (
     RegionAugmentation,
@@ -120,6 +121,7 @@ def make_setup(plan: Plan) -> Setup:
         if plan.log.tensorboard:
             import_tensorboard()
     train, test = _load_data(plan)
+    in_memory = isinstance(train, ArraySource)
     unlabelled = None
     with at("config.data"):
         if plan.data.labelled_fraction is not None:
@@ -158,7 +160,11 @@ def make_setup(plan: Plan) -> Setup:
 
     with at("config.train.resident"):
         resident = choose_resident(
-            plan.train.resident, train, mesh, supported=unlabelled is None
+            plan.train.resident,
+            train,
+            mesh,
+            supported=unlabelled is None,
+            in_memory=in_memory,
         )
 
     networks = {}

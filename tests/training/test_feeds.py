@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from jaxkd.data import arrays, pipeline
 from jaxkd.data.arrays import ArraySource
@@ -15,6 +16,7 @@ from jaxkd.training.feeds import (
     device_memory,
     put_records,
     record_bytes,
+    streamed_bytes,
     take_records,
 )
 
@@ -137,13 +139,59 @@ def test_where_a_run_stands_is_the_same_for_both_feeds():
     streaming.close(), resident.close()
 
 
+def choose(wanted, source, mesh, *, supported=True, in_memory=True):
+    return choose_resident(
+        wanted, source, mesh, supported=supported, in_memory=in_memory
+    )
+
+
+def test_what_is_sent_for_a_record_is_counted():
+    # uint8 pixels, an int32 label or a mask of them, an int32 number.
+    assert streamed_bytes(source_of(3)) == 4 * 6 * 3 + 4 + 4
+    assert streamed_bytes(FromFiles(source_of(3, dense=True))) == 72 + 4 * 24 + 4
+
+
 def test_small_sets_in_memory_are_resident_and_files_are_not():
     source, mesh = source_of(21), mesh_of(2)
-    assert choose_resident("auto", source, mesh, supported=True)
-    assert not choose_resident("auto", FromFiles(source), mesh, supported=True)
-    assert choose_resident(True, FromFiles(source), mesh, supported=True)
-    assert not choose_resident("auto", source, mesh, supported=False)
-    assert not choose_resident(False, source, mesh, supported=True)
+    assert choose("auto", source, mesh)
+    assert not choose("auto", FromFiles(source), mesh, in_memory=False)
+    assert choose(True, FromFiles(source), mesh, in_memory=False)
+    assert not choose("auto", source, mesh, supported=False)
+    assert not choose(False, source, mesh)
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Lets this process believe in another one, which has some MiB for a device."""
+
+    def make(other):
+        def process_allgather(mine):
+            assert mine.dtype == np.int32
+            return np.stack([mine, np.asarray(other, mine.dtype)])
+
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(multihost_utils, "process_allgather", process_allgather)
+
+    return make
+
+
+def test_processes_agree_on_the_least_memory(processes):
+    mesh = mesh_of(2)
+    alone = device_memory(mesh)
+    processes(3)
+    assert device_memory(mesh) == 3 * 2**20
+    processes(2**30)
+    assert 0 <= alone - device_memory(mesh) < 2**20
+
+
+def test_what_does_not_fit_in_one_process_is_resident_in_none(processes):
+    source, mesh = source_of(40000), mesh_of(1)
+    # 2.8 MiB: an eighth of 23 MiB, and not of 22.
+    assert record_bytes(source) == 73
+    processes(23)
+    assert choose("auto", source, mesh)
+    processes(22)
+    assert not choose("auto", source, mesh)
 
 
 class Huge(ArraySource):
@@ -159,9 +207,9 @@ def test_data_that_do_not_fit_are_refused_with_both_sizes():
     mesh = mesh_of(2)
     assert record_bytes(small) == 4 * 6 * 3 + 1
     assert 0 < device_memory(mesh) < 2**50
-    assert not choose_resident("auto", huge, mesh, supported=True)
+    assert not choose("auto", huge, mesh)
     sizes = r"3.4e\+04 GiB on each of 2 devices, which have .* to stream them"
     with pytest.raises(ValueError, match=rf"1000000000000 training records .* {sizes}"):
-        choose_resident(True, huge, mesh, supported=True)
+        choose(True, huge, mesh)
     with pytest.raises(ValueError, match="for labelled records alone"):
-        choose_resident(True, small, mesh, supported=False)
+        choose(True, small, mesh, supported=False)

@@ -76,6 +76,26 @@ def test_all_teachers_together_must_fit(monkeypatch):
     assert not any(t["params"]["kernel"].is_fully_replicated for t in two)
 
 
+def test_the_teachers_of_all_seeds_must_fit(monkeypatch):
+    """A config with seeds counts each of its teachers once for every seed."""
+    size = 4 * (64 * 64 + 64)
+    mesh = sharding.make_mesh(fsdp=8)
+    monkeypatch.setattr(placement, "device_memory", lambda mesh: 3 * 4 * size)
+    for copies, fits in ((3, True), (4, False)):
+        (found,) = placement.teacher_sharding(
+            [_teacher()], mesh, mode="auto", min_size=8, partitions=[None],
+            copies=copies,
+        )  # fmt: skip
+        assert found["params"]["kernel"].is_fully_replicated is fits
+
+
+def test_without_teachers_no_memory_is_asked_for(monkeypatch):
+    monkeypatch.setattr(placement, "device_memory", None)
+    mesh = sharding.make_mesh(fsdp=8)
+    options = {"mode": "auto", "min_size": 8, "partitions": []}
+    assert placement.teacher_sharding([], mesh, **options) == ()
+
+
 def test_bytes_are_counted_as_they_are_split():
     mesh = sharding.make_mesh(fsdp=4)
     tree = _teacher()
@@ -379,6 +399,20 @@ def test_a_frozen_teacher_without_rules_is_whole_on_every_device():
         partitions=[stage.teachers[0].partition],
     )  # fmt: skip
     assert all(s.is_fully_replicated for s in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize(("seeds", "fits"), [((), True), ((1, 2), False)])
+def test_the_seeds_of_a_run_are_counted(monkeypatch, seeds, fits):
+    setup = _setup({"fsdp": 8, "fsdp_min_size": 8}, method={"ce": {}, "kd": {}})
+    plan = dataclasses.replace(setup.plan, seeds=seeds)
+    setup = dataclasses.replace(setup, plan=plan)
+    (stage,) = setup.stages
+    shapes = [jax.eval_shape(setup.networks["teacher"].init, jax.random.key(0))]
+    size = sum(4 * x.size for x in jax.tree.leaves(shapes))
+    monkeypatch.setattr(placement, "device_memory", lambda mesh: 4 * size)
+    (found,) = placement.live_sharding(setup, stage, shapes)
+    kernel = found["params"]["block1"]["hidden"]["kernel"]
+    assert kernel.is_fully_replicated is fits
 
 
 def test_without_split_arrays_the_networks_are_used_as_they_are():
