@@ -12,8 +12,8 @@ program is compiled for all seeds. Prints Markdown; `--out` also writes JSON, ad
 a file that is there if the same settings made it.
 
 The cost of a step is measured, not counted: the median over the steps of all seeds,
-divided by that of KD in the same run. Other work on the machine spoils it; `--busy`
-leaves it out.
+divided by that of KD in the same process. A process that takes KD's scores from a file
+times an epoch of KD again. Other work on the machine spoils it; `--busy` leaves it out.
 """
 
 from __future__ import annotations
@@ -112,13 +112,19 @@ def _main(arguments: Sequence[str] | None) -> int:
     )
     results = read(out, options)
     bench = Bench(options)
+    where = {"device": describe_device(), "versions": versions()}
+    own: list[dict[str, Any]] = []
     start = time.monotonic()
     for method in methods:
         if method in results["methods"]:
             continue
         print(f"{method} ...", end=" ", file=sys.stderr, flush=True)
         try:
-            results["methods"][method] = row = bench.run(method)
+            results["methods"][method] = row = bench.run(method) | where
+            own.append(row)
+            if method != "none" and not options.busy:
+                for each in own:
+                    each["kd_milliseconds"] = bench.kd_milliseconds()
         except ConfigError as error:
             if method in ("none", "kd"):
                 raise
@@ -128,11 +134,11 @@ def _main(arguments: Sequence[str] | None) -> int:
         print(f"{mean(row['scores']):.4f}", file=sys.stderr)
         results.update(
             command=command,
-            device=describe_device(),
+            device=where["device"],
             seconds=results["seconds"] + time.monotonic() - start,
             metric=bench.metric,
             teachers={**results["teachers"], **bench.teachers()},
-            versions=versions(),
+            versions=where["versions"],
         )
         start = time.monotonic()
         if out is not None:
@@ -210,6 +216,7 @@ class Bench:
         # By (network, seed): variables; by network: scores.
         self._variables: dict[tuple[str, int], Any] = {}
         self._scores: dict[str, list[float]] = {}
+        self._kd_milliseconds: float | None = None
         self.metric = "dice" if options.data == "sample" else "accuracy"
 
     def teachers(self) -> dict[str, list[float]]:
@@ -220,20 +227,39 @@ class Bench:
         """Trains the student with a method, for every seed."""
         setup = make_setup(Plan.from_config(plain(self._config(method).to_dict())))
         own = [stage for stage in setup.stages if stage.name not in COMMON]
-        for stage in setup.stages:
-            if stage.name in COMMON and stage.name not in self._scores:
-                self._train_common(stage.name)
+        self._train_missing(setup)
         variables, scores, seconds = dict(self._variables), [], []
         for stage in own:
             scores, seconds = self._train(setup, stage, variables)
         costs = setup.costs[own[-1].learners[0]]
-        busy = self._options.busy
+        milliseconds = 1e3 * statistics.median(seconds)
+        if method == "kd":
+            self._kd_milliseconds = milliseconds
         return {
             "scores": scores,
-            "milliseconds": None if busy else 1e3 * statistics.median(seconds),
+            "milliseconds": None if self._options.busy else milliseconds,
             "params": costs.params,
             "stages": len(own),
         }
+
+    def kd_milliseconds(self) -> float:
+        """What a step of KD takes in this process; timed by an epoch if not known."""
+        if self._kd_milliseconds is None:
+            setup = make_setup(Plan.from_config(plain(self._config("kd").to_dict())))
+            self._train_missing(setup)
+            stage = setup.stages[-1]
+            begin, step = programs_of(setup, stage)
+            known = {name: v for (name, s), v in self._variables.items() if s == 0}
+            steps = stage.steps_per_epoch
+            _, seconds = train(setup, stage, begin, step, known, steps=steps)
+            self._kd_milliseconds = 1e3 * statistics.median(seconds)
+        return self._kd_milliseconds
+
+    def _train_missing(self, setup: Setup) -> None:
+        """Trains the networks that a run shares with others, but no one of them had."""
+        for stage in setup.stages:
+            if stage.name in COMMON and stage.name not in self._scores:
+                self._train_common(stage.name)
 
     def _train_common(self, name: str) -> None:
         """Trains a teacher by a config that changes nothing about the images."""
@@ -252,8 +278,7 @@ class Bench:
           The score of each seed, and the seconds of all steps.
         """
         evaluation = Evaluation(setup)
-        step = jax.jit(stage.train_step(setup.augmentation), donate_argnums=0)
-        begin = jax.jit(stage.begin, compiler_options=run_once())
+        begin, step = programs_of(setup, stage)
         first, scores, seconds = stage.learners[0], [], []
         for seed in range(self._options.seeds):
             plan = dataclasses.replace(setup.plan, seed=seed)
@@ -316,16 +341,27 @@ class Bench:
         return shared.stages(config, **stages)
 
 
+def programs_of(setup: Setup, stage: Stage) -> tuple[Any, Any]:
+    """What begins a stage, and its step."""
+    begin = jax.jit(stage.begin, compiler_options=run_once())
+    return begin, jax.jit(stage.train_step(setup.augmentation), donate_argnums=0)
+
+
 def train(
-    setup: Setup, stage: Stage, begin: Any, step: Any, variables: dict[str, Any]
+    setup: Setup,
+    stage: Stage,
+    begin: Any,
+    step: Any,
+    variables: dict[str, Any],
+    steps: int | None = None,
 ) -> tuple[Any, list[float]]:
-    """Trains one stage and returns its state and the seconds of its steps."""
+    """Trains one stage, or some steps, and returns its state and their seconds."""
     state = begin(setup.seeds.keys(), {name: variables[name] for name in stage.starts})
     teachers = tuple(variables[t.name] for t in stage.teachers)
     iterator = iter(train_batches(setup, stage))
     times = []
     try:
-        for _ in range(stage.total_steps):
+        for _ in range(stage.total_steps if steps is None else steps):
             batch = sharding.put_batch(next(iterator), setup.mesh)
             start = time.perf_counter()
             state, metrics = step(state, batch, teachers)
@@ -365,16 +401,19 @@ def markdown(results: dict[str, Any]) -> str:
             # Seeds are paired: they share teacher, initial weights and batches.
             gains = [a - b for a, b in zip(row["scores"], none, strict=True)]
             gain = f"{100 * mean(gains):+.2f} ± {100 * deviation(gains):.2f}"
-        if kd is not None and row["milliseconds"] is not None:
-            ratio = f"{row['milliseconds'] / kd:.2f}"
+        # Files of older versions have KD's time in its own row alone.
+        beside = row.get("kd_milliseconds", kd)
+        if beside is not None and row["milliseconds"] is not None:
+            ratio = f"{row['milliseconds'] / beside:.2f}"
         lines.append(f"| `{name}` | {spread(row['scores'])} | {gain} | {ratio} |")
+    devices = [row.get("device", results["device"]) for row in methods.values()]
     taught = settings["teacher_epochs"]
     teacher_epochs = "" if taught is None else f" (teacher {taught})"
     about = (
         f"{settings['pair']} (widths x {settings['teacher_width']:g} and "
         f"{settings['width']:g}), {settings['data']}, "
         f"{settings['epochs']} epochs{teacher_epochs}, {settings['seeds']} seeds, "
-        f"mean ± sample deviation; {results['device']}; "
+        f"mean ± sample deviation; {', '.join(dict.fromkeys(devices))}; "
         f"{results['seconds'] / 60:.1f} min in all.\n\n"
         f"`{results['command']}`"
     )

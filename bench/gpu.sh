@@ -100,7 +100,7 @@ if [[ -n $miniature ]]; then
   measure epoch 120 bench/epoch.py $pair --width=0.25 --records=16 \
     --test-records=8 --batch-size=8 --rounds=1
   measure recipe 120 bench/epoch.py --recipe=cifar100-kd $pair --width=0.25 \
-    --records=16 --test-records=8 --batch-size=8 --epochs=2
+    --records=16 --test-records=8 --batch-size=8 --epochs=3
   measure overhead 120 bench/overhead.py $pair --methods=dkd --batch-size=8 \
     --records=16 --steps=1 --rounds=1 --out="$out/overhead.json"
   measure stored 120 bench/stored.py --miniature

@@ -286,21 +286,17 @@ def summarise(options: Options, rates: dict[str, list[float]]) -> dict[str, Any]
     }
 
 
-def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
-    """Measures what the command line asks for."""
-    options = parse(arguments)
-    load = measuring.load()
-    measuring.limit_threads(options.threads)
-    measuring.use_device("cpu")
+def work(options: Options) -> dict[str, Any]:
+    """Reads synthetic images."""
     with tempfile.TemporaryDirectory() as folder:
         sides = make_sides(options, Path(folder))
         rates = measuring.take_turns(sides, rounds=options.rounds)
-    return {
-        **summarise(options, rates),
-        "device": measuring.device_name("cpu"),
-        "load": load,
-        "versions": measuring.versions(),
-    }
+    return summarise(options, rates)
+
+
+def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """Measures what the command line asks for."""
+    return measuring.report(parse(arguments), work)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -65,6 +65,37 @@ def end(script: Callable[[Sequence[str] | None], Any], arguments: Any = None) ->
     return 0
 
 
+def report(
+    options: Any, work: Callable[[Any], Mapping[str, Any]], *, elsewhere: bool = False
+) -> dict[str, Any]:
+    """Measures, and adds where that was: device, load and versions.
+
+    Args:
+      options: of the script. This process gets their `device`, the CPU where they have
+        none, and their `threads`, if they have some.
+      work: measures by the options.
+      elsewhere: other processes need the device; this one uses it after the work.
+
+    Raises:
+      Mistake: there is no such device, or there are not so many cores.
+    """
+    busy = load()
+    if hasattr(options, "threads"):
+        limit_threads(options.threads)
+    device = getattr(options, "device", "cpu")
+    if not elsewhere:
+        use_device(device)
+    result = work(options)
+    if elsewhere:
+        use_device(device)
+    return {**result, **conditions(device, busy)}
+
+
+def conditions(device: str, busy: float | None) -> dict[str, Any]:
+    """Where something was measured; `busy` is the load before it."""
+    return {"device": device_name(device), "load": busy, "versions": versions()}
+
+
 def finite(value: Any) -> Any:
     """The value with null for what JSON has no number for."""
     if isinstance(value, Mapping):
@@ -101,6 +132,19 @@ def need(package: str, why: str) -> None:
 # -------------------------------------------------------------------------------- turns
 
 
+class Diverged(FloatingPointError):
+    """The loss of a side is not finite.
+
+    Args:
+      side: its name.
+      loss: the value.
+    """
+
+    def __init__(self, side: str, loss: float):
+        super().__init__(f"{side}: the loss is {loss}")
+        self.side = side
+
+
 class Side(NamedTuple):
     """One way to do the work.
 
@@ -125,7 +169,7 @@ def take_turns(
     """Images per second of every side in every round.
 
     Raises:
-      FloatingPointError: the loss of a side is not finite.
+      Diverged: the loss of a side is not finite.
     """
     for side in sides.values():
         side.run(1)
@@ -138,7 +182,7 @@ def take_turns(
             loss = side.run(side.calls)
             rates[name].append(side.calls * side.images / (clock() - start))
             if not math.isfinite(loss):
-                raise FloatingPointError(f"{name}: the loss is {loss}")
+                raise Diverged(name, loss)
         shown = ", ".join(f"{k} {v[-1]:.1f}" for k, v in rates.items())
         print(f"round {number + 1} of {rounds}, images/s: {shown}", file=sys.stderr)
     return rates

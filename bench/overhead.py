@@ -10,7 +10,8 @@ the shape of CIFAR-100 that live on the device. KD and the method take turns, ro
 round; `ratio` is the time of the method's step over that of KD's. `counted` is the same
 ratio of the arithmetic that the two programs ask for. Networks are not trained: what a
 step computes does not depend on it. Of methods in two phases the first one is measured,
-which has the method in it. Methods that refuse the pair are listed with the reason.
+which has the method in it. Methods that refuse the pair, diverge or need more memory
+than there is are listed with the reason.
 
 `--out` is written after every method, and a method that it holds already is not
 measured again.
@@ -30,6 +31,7 @@ from typing import Any, NamedTuple
 
 import measuring
 import synthetic
+from jax.errors import JaxRuntimeError
 from measuring import Mistake
 
 # Larger than the number of negatives that CRD draws.
@@ -116,8 +118,7 @@ def make_training(options: Options, method: str, data: Path) -> Any:
     config = programs.configured(
         f"cifar100.py:{options.pair}-{method}-{options.batch_size}",
         {
-            "data.source": "npz",
-            "data.path": data,
+            **synthetic.reading(data),
             "precision": options.precision,
             "train.resident": True,
             "train.steps_per_call": options.steps_per_call,
@@ -133,18 +134,26 @@ def make_training(options: Options, method: str, data: Path) -> Any:
 
 
 def try_training(options: Options, method: str, data: Path) -> Any:
-    """A training, or the mistake that says why there is none."""
+    """A training, or the error that says why there is none."""
     try:
         return make_training(options, method, data)
-    except Mistake as mistake:
-        return mistake
+    except (Mistake, JaxRuntimeError) as error:
+        return error
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an error says."""
+    return str(error).strip().partition("\n")[0]
 
 
 def compare(options: Options, results: dict[str, Any], data: Path) -> None:
     """Adds the methods that `results` lacks, one after the other.
 
+    A method that cannot be measured is listed among the refused, and the others go on.
+
     Raises:
       Mistake: KD itself does not fit.
+      measuring.Diverged: KD itself diverged.
     """
     begin = time.monotonic()
     wanted = [
@@ -153,7 +162,6 @@ def compare(options: Options, results: dict[str, Any], data: Path) -> None:
         if method not in results["methods"] and method not in results["refused"]
     ]
     kd = make_training(options, "kd", data)
-    kd_side = kd.side(steps=options.steps)
     for first in range(0, len(wanted), options.compile_workers):
         if time.monotonic() - begin > options.seconds:
             break
@@ -162,18 +170,36 @@ def compare(options: Options, results: dict[str, Any], data: Path) -> None:
         with ThreadPoolExecutor(options.compile_workers) as workers:
             found = workers.map(lambda m: try_training(options, m, data), group)
         for method, training in zip(group, found, strict=True):
-            if isinstance(training, Mistake):
-                results["refused"][method] = str(training)
+            if isinstance(training, Exception):
+                results["refused"][method] = reason(training)
                 continue
-            rates = measuring.take_turns(
-                {"kd": kd_side, method: training.side(steps=options.steps)},
-                rounds=options.rounds,
-            )
-            training.close()
-            results["methods"][method] = row(options, rates, kd, training)
+            try:
+                results["methods"][method] = beside_kd(options, method, training, kd)
+            except (measuring.Diverged, JaxRuntimeError) as error:
+                if getattr(error, "side", method) == "kd":
+                    raise
+                results["refused"][method] = reason(error)
+            if method in results["refused"]:
+                # It may have failed in a turn of KD, whose state is gone then.
+                del training
+                kd.close()
+                kd = make_training(options, "kd", data)
             write(options.out, results)
     kd.close()
     write(options.out, results)
+
+
+def beside_kd(options: Options, method: str, training: Any, kd: Any) -> dict[str, Any]:
+    """What is told of a method; its training is closed then."""
+    try:
+        sides = {"kd": kd, method: training}
+        rates = measuring.take_turns(
+            {name: side.side(steps=options.steps) for name, side in sides.items()},
+            rounds=options.rounds,
+        )
+        return row(options, rates, kd, training)
+    finally:
+        training.close()
 
 
 def row(
@@ -254,12 +280,7 @@ def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
     load = measuring.load()
     results = read(options)
     measuring.use_device(options.device)
-    results.update(
-        data="synthetic, uint8 32x32x3, 100 classes",
-        device=measuring.device_name(options.device),
-        load=load,
-        versions=measuring.versions(),
-    )
+    results.update(data=synthetic.CIFAR, **measuring.conditions(options.device, load))
     with tempfile.TemporaryDirectory() as folder:
         data = synthetic.write_cifar(
             Path(folder, "synthetic.npz"), train=options.records, test=256

@@ -57,9 +57,7 @@ class Options(NamedTuple):
 def parse(arguments: Sequence[str] | None) -> Options:
     """Reads and checks the command line."""
     parser = measuring.Parser("scaling.py", __doc__)
-    parser.add_argument(
-        "--pair", default="resnet32x4-resnet8x4", help="TEACHER-STUDENT"
-    )
+    parser.add_argument("--pair", default=PAIR, help="TEACHER-STUDENT")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument(
         "--devices", type=int, nargs="+", default=DEVICES, help="how many are simulated"
@@ -115,11 +113,8 @@ def training(
     config = programs.configured(
         f"kd.py:{pair}",
         {
-            "data.source": "npz",
-            "data.path": data,
+            **synthetic.teaching(data),
             "data.batch_size": batch_size,
-            "networks.teacher.frozen": True,
-            "run": ("student",),
             "train.resident": False,
             "log.every_steps": 1,
         },
@@ -283,10 +278,8 @@ def time_processes(options: Options, data: Path) -> dict[str, list[float]]:
     return seconds
 
 
-def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
+def simulate(options: Options) -> dict[str, Any]:
     """Counts the traffic, times the processes."""
-    options = parse(arguments)
-    busy = measuring.load()
     with tempfile.TemporaryDirectory() as folder:
         data = synthetic.write_cifar(
             Path(folder) / "images.npz",
@@ -310,9 +303,6 @@ def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
         "dtype": "float32",
         "steps": options.steps,
         "rounds": options.rounds,
-        "device": measuring.device_name("cpu"),
-        "load": busy,
-        "versions": measuring.versions(),
     }
 
 
@@ -326,6 +316,12 @@ def _compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
             name: measuring.spread(values, 4) for name, values in seconds.items()
         },
     }
+
+
+def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """Measures what the command line asks for."""
+    # JAX starts with the devices that the work asks for.
+    return measuring.report(parse(arguments), simulate, elsewhere=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -172,23 +172,22 @@ def summarise(
     }
 
 
-def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
-    """Measures what the command line asks for."""
-    options = parse(arguments)
-    load = measuring.load()
+def work(options: Options) -> dict[str, Any]:
+    """Starts processes, which need the device."""
     with tempfile.TemporaryDirectory() as folder:
         imported = imports(options, Path(folder))
         started = starts(options, Path(folder))
-    measuring.use_device(options.device)
     return {
         **summarise(imported, started),
         "config": options.config,
         "stage": options.stage,
         "rounds": options.rounds,
-        "device": measuring.device_name(options.device),
-        "load": load,
-        "versions": measuring.versions(),
     }
+
+
+def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """Measures what the command line asks for."""
+    return measuring.report(parse(arguments), work, elsewhere=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

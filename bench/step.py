@@ -290,7 +290,6 @@ def summarise(
     parameters: dict[str, int],
     flops_per_step: float | None,
     ceiling: float,
-    load: float | None,
 ) -> dict[str, Any]:
     """The line to print; what was not measured is None."""
     sides = {}
@@ -316,9 +315,6 @@ def summarise(
         "flops_per_step": flops_per_step,
         "ceiling_flops_per_second": ceiling,
         "threads": options.threads,
-        "device": measuring.device_name(options.device),
-        "load": load,
-        "versions": measuring.versions(),
         "rounds": options.rounds,
         "steps": options.steps,
         "steps_per_call": options.steps_per_call,
@@ -332,18 +328,8 @@ def summarise(
     }
 
 
-def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
-    """Measures what the command line asks for."""
-    options = parse(arguments)
-    if options.peers:
-        measuring.need(
-            "torch",
-            "the PyTorch peer needs it: pip install 'jaxkd[bench]', or measure jaxkd "
-            "alone with --peer=none",
-        )
-    load = measuring.load()
-    measuring.limit_threads(options.threads)
-    measuring.use_device(options.device)
+def work(options: Options) -> dict[str, Any]:
+    """Trains in all ways, in turns."""
     check_networks(options)
     if options.peers and options.device == "gpu":
         import torch
@@ -371,8 +357,19 @@ def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
         parameters=training.parameters,
         flops_per_step=training.programs.flops_per_step,
         ceiling=ceiling,
-        load=load,
     )
+
+
+def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """Measures what the command line asks for."""
+    options = parse(arguments)
+    if options.peers:
+        measuring.need(
+            "torch",
+            "the PyTorch peer needs it: pip install 'jaxkd[bench]', or measure jaxkd "
+            "alone with --peer=none",
+        )
+    return measuring.report(options, work)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,20 +4,23 @@
     python bench/stored.py --device=gpu --precision=bfloat16
 
 prints one JSON line. Both sides train the same student by configs/cifar100.py with KD
-on the same resident data; `stored` reads what `--mode=label` would have written, from
-files, in the given format. They take turns, round by round; `ratio` is stored over
-live. `counted` is (T + S) / S, the arithmetic of the two steps as their programs ask
-for it, and `share` is how much of it the ratio reaches; the target is 0.9. It can miss
-it for two reasons: reading takes time, or the teacher's forward pass does its
-arithmetic faster than the student's backward pass. `of_alone` tells them apart: it is
-stored over a student that learns from labels and reads nothing. Data are synthetic and
-networks untrained: what a step computes does not depend on either. Labelling is timed
-as well, once, with compilation.
+on the same resident data; `stored` reads what `--mode=label` would have written, in the
+given format: from memory if all of it fits into 256 MiB, as the command does, else, and
+with `--by-record`, every answer from its file. They take turns, round by round; `ratio`
+is stored over live. `counted` is (T + S) / S, the arithmetic of the two steps as their
+programs ask for it, and `share` is how much of it the ratio reaches; the target is 0.9.
+It can miss it for two reasons: reading takes time, or the teacher's forward pass does
+its arithmetic faster than the student's backward pass. `of_alone` tells them apart: it
+is stored over a student that learns from labels and reads nothing. Data are synthetic
+and networks untrained: what a step computes does not depend on either. Labelling is
+timed as well, once, with compilation.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import pickle
 import sys
 import tempfile
 import time
@@ -57,6 +60,7 @@ class Options(NamedTuple):
     rounds: int
     format: str
     views: int
+    by_record: bool
     threads: int
 
 
@@ -76,6 +80,9 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--format", choices=tuple(FORMATS), default="full")
     parser.add_argument("--views", type=int, default=1)
+    parser.add_argument(
+        "--by-record", action="store_true", help="read answers from files, few or many"
+    )
     parser.add_argument("--threads", type=int, default=measuring.usable_cores())
     values = vars(parser.parse_args(arguments))
     miniature = values.pop("miniature")
@@ -108,10 +115,7 @@ def set_up(options: Options, data: Path, side: str) -> Any:
     config = programs.configured(
         f"cifar100.py:{options.pair}-kd-{options.batch_size}",
         {
-            "data.source": "npz",
-            "data.path": data,
-            "networks.teacher.frozen": True,
-            "run": ("student",),
+            **synthetic.teaching(data),
             "precision": options.precision,
             "train.resident": True,
             "train.steps_per_call": options.steps_per_call,
@@ -125,8 +129,14 @@ def set_up(options: Options, data: Path, side: str) -> Any:
     return programs.set_up(config)
 
 
-def write_targets(setup: Any, folder: Path) -> Any:
-    """Writes the targets of a run's only stage, as `--mode=label` does."""
+def write_targets(setup: Any, folder: Path, *, by_record: bool) -> Any:
+    """Writes the targets of a run's only stage, as `--mode=label` does.
+
+    Args:
+      setup: the run.
+      folder: its workdir.
+      by_record: whether small ones are read record by record, as large ones are.
+    """
     from jaxkd.training import StopSignal, Workdir
     from jaxkd.training.labelling import label
     from jaxkd.training.loop import load_variables
@@ -137,7 +147,12 @@ def write_targets(setup: Any, folder: Path) -> Any:
     for line in label(setup, workdir, command="bench/stored.py", stop=StopSignal()):
         print(line, file=sys.stderr)
     load = functools.partial(load_variables, setup, workdir, finished=[])
-    return load_targets(setup, setup.stages[0], workdir, load)
+    targets = load_targets(setup, setup.stages[0], workdir, load)
+    if by_record:
+        # Copies, which reading processes get, keep nothing in memory.
+        copied = pickle.loads(pickle.dumps(targets.files))
+        targets = dataclasses.replace(targets, files=copied)
+    return targets
 
 
 def compare(options: Options, data: Path, folder: Path) -> dict[str, Any]:
@@ -146,7 +161,7 @@ def compare(options: Options, data: Path, folder: Path) -> dict[str, Any]:
 
     setups = {side: set_up(options, data, side) for side in SIDES}
     begin = time.perf_counter()
-    targets = write_targets(setups["stored"], folder)
+    targets = write_targets(setups["stored"], folder, by_record=options.by_record)
     seconds = time.perf_counter() - begin
     trainings = {
         side: programs.Training(
@@ -185,25 +200,19 @@ def compare(options: Options, data: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
-    """Measures what the command line asks for."""
-    options = parse(arguments)
-    load = measuring.load()
-    measuring.limit_threads(options.threads)
-    measuring.use_device(options.device)
+def work(options: Options) -> dict[str, Any]:
+    """Measures on synthetic data."""
     with tempfile.TemporaryDirectory() as folder:
         data = synthetic.write_cifar(
             Path(folder, "synthetic.npz"), train=options.records, test=64
         )
         result = compare(options, data, Path(folder, "run"))
-    return {
-        **result,
-        **options._asdict(),
-        "data": "synthetic, uint8 32x32x3, 100 classes",
-        "device": measuring.device_name(options.device),
-        "load": load,
-        "versions": measuring.versions(),
-    }
+    return {**result, **options._asdict(), "data": synthetic.CIFAR}
+
+
+def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """Measures what the command line asks for."""
+    return measuring.report(parse(arguments), work)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+CIFAR = "synthetic, uint8 32x32x3, 100 classes"
 
 
 def write_cifar(path: Path, *, train: int, test: int, classes: int = 100) -> Path:
@@ -27,6 +30,16 @@ def write_cifar(path: Path, *, train: int, test: int, classes: int = 100) -> Pat
         arrays[f"{split}_images"] = rng.integers(256, size=shape, dtype=np.uint8)
     np.savez(path, **arrays)
     return path
+
+
+def reading(path: Path) -> dict[str, Any]:
+    """What a config says to read a file of `write_cifar`."""
+    return {"data.source": "npz", "data.path": path}
+
+
+def teaching(path: Path) -> dict[str, Any]:
+    """As `reading`, and only the student is trained, by a teacher that nobody was."""
+    return {**reading(path), "networks.teacher.frozen": True, "run": ("student",)}
 
 
 def photograph(rng: np.random.Generator, height: int, width: int) -> Image.Image:

@@ -63,6 +63,21 @@ def test_rows_show_means_paired_gains_and_the_cost_of_a_step(bench):
     assert "`fsp` does not fit this pair: other channels" in text
 
 
+def test_a_step_is_set_against_kd_of_its_own_process_and_every_device_is_named(bench):
+    there = {"device": "4 x gpu", "kd_milliseconds": 0.5}
+    text = bench.markdown(
+        results(
+            kd=row([0.7, 0.8], 4.0) | {"device": "1 x cpu", "kd_milliseconds": 4.0},
+            at=row([0.7, 0.8], 1.0) | there,
+            # Of a file from before rows had their own.
+            sp=row([0.7, 0.8], 6.0),
+        )
+    )
+    ratios = [line.split("|")[4].strip() for line in text.splitlines()[3:6]]
+    assert ratios == ["1.00", "2.00", "1.50"]
+    assert "; 1 x cpu, 4 x gpu; 2.0 min" in text
+
+
 def test_a_busy_machine_keeps_no_times(bench):
     text = bench.markdown(results(none=row([0.7, 0.8], None), kd=row([0.7, 0.8], None)))
     assert "| `kd` | 75.00 ± 7.07 | +0.00 ± 0.00 |  |" in text
@@ -82,23 +97,31 @@ def test_the_baseline_and_kd_come_first_and_unknown_names_are_refused(bench, cap
 
 
 def test_a_table_goes_on_where_it_was_left_and_not_with_other_settings(
-    bench, tmp_path, capsys
+    bench, tiny, tmp_path, capsys
 ):
     out = tmp_path / "table.json"
-    options = ["--pair=resnet8-resnet8", "--teacher-width=0.25", "--epochs=1"]
-    options += ["--width=0.125", "--seeds=2"]
+    options = [f"--pair={tiny}-{tiny}", "--teacher-width=0.5", "--epochs=1"]
+    options += ["--width=0.25", "--seeds=2"]
     options += ["--batch-size=480", f"--out={out}"]
     assert bench.main([*options, "--methods=none"]) == 0
     first = json.loads(out.read_text())
     assert set(first["methods"]) == {"none", "kd"}
     assert len(first["methods"]["kd"]["scores"]) == 2
     assert list(first["teachers"]) == ["teacher"]
+    for each in first["methods"].values():
+        assert each["kd_milliseconds"] == first["methods"]["kd"]["milliseconds"] > 0
+        assert each["device"] == first["device"] and "jax" in each["versions"]
     assert bench.main([*options, "--methods=kd"]) == 0
-    again = json.loads(out.read_text())
-    assert again["methods"] == first["methods"]
+    assert json.loads(out.read_text())["methods"] == first["methods"]
     assert "| `kd` |" in capsys.readouterr().out
+    # Another process times a step of KD itself.
+    assert bench.main([*options, "--methods=dkd"]) == 0
+    again = json.loads(out.read_text())["methods"]
+    added = again.pop("dkd")
+    assert again == first["methods"]
+    assert 0 < added["kd_milliseconds"] != first["methods"]["kd"]["milliseconds"]
     with pytest.raises(SystemExit, match="other settings"):
-        bench.main([*options, "--width=0.25"])
+        bench.main([*options, "--width=0.5"])
 
 
 def test_the_recipes_and_what_needs_no_teacher_agree(bench):

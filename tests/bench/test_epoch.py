@@ -39,12 +39,13 @@ def test_what_a_device_means_for_the_defaults(epoch):
         ("--test-records=1", "--test-records must be at least 2"),
         ("--epochs=241", "the recipe has 240"),
         ("--recipe=imagenet", "invalid choice"),
+        ("--recipe=cifar100-kd --epochs=2", "--epochs must be at least 3, got 2"),
         ("--pair=resnet8", "TEACHER-STUDENT"),
     ],
 )
 def test_impossible_options_end_with_status_2(epoch, capsys, argument, message):
-    arguments = [argument] if "records" in argument else ["--records=64", argument]
-    assert epoch.main(arguments) == 2
+    arguments = [] if "records" in argument else ["--records=64"]
+    assert epoch.main([*arguments, *argument.split()]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -66,45 +67,73 @@ def test_the_command_gets_the_recipe_or_a_part_of_it(epoch, tmp_path):
     assert whole["checkpoint"]["every_steps"] == 10 * 781
     assert whole["data"]["batch_size"] == 64
     assert whole["networks"]["teacher"] == {"name": "resnet32x4", "frozen": True}
-    part = config("--epochs=4")
+    part = config("--epochs=7")
     assert part["stages"]["student"]["optimizer"]["schedule"] == "constant"
-    assert part["evaluation"]["every_epochs"] == 4
+    # Three evaluations at least: what they cost is told by those after the second.
+    assert part["evaluation"]["every_epochs"] == 2
+    assert config("--epochs=30")["evaluation"]["every_epochs"] == 10
 
 
-def test_the_missing_epochs_are_extrapolated_without_start_and_compilation(epoch):
-    options = epoch.parse(["--recipe=cifar100-kd", "--epochs=10"])
-    record = {"step_seconds": 0.02, "teacher_share": 0.5, "ceiling_share": 0.1}
-    summary = {
-        "device": "1 x cpu",
-        "stages": [
-            {
-                "seconds": 25.0,
-                "steps": 70,
-                "images_per_second": 3200.0,
-                "programs": {
-                    "1": {"compile_seconds": 2.0},
-                    "7": {"compile_seconds": 3},
-                },
-            }
-        ],
-    }
-    records = [{**record, "loss": 4.0}, {**record, "loss": 3.0}]
-    result = epoch.times(options, 31.0, summary, records)
-    # 20 seconds for 10 epochs.
-    assert result["epoch_seconds"] == 2.0
-    assert result["recipe_seconds"] == 31 + 230 * 2
-    assert result["recipe_is"] == "extrapolated"
+def records_of(epochs, every, *, steps=7):
+    """The lines of a run: slow steps in its first epoch, then 20 ms each."""
+    shares = {"teacher_share": 0.5, "ceiling_share": 0.1}
+    found = []
+    for epoch in range(1, epochs + 1):
+        seconds = 0.02 if epoch > 1 else 0.5
+        train = {"kind": "train", "epoch": float(epoch), "step_seconds": seconds}
+        found.append({**train, **shares, "loss": 5.0 - epoch / 10})
+        if epoch % every == 0 or epoch == epochs:
+            found.append({"kind": "eval", "epoch": epoch})
+    return found
+
+
+def summary_of(epochs):
+    programs = {"7": {"compile_seconds": 5.0}}
+    stage = {"seconds": 60.0, "steps": 7 * epochs, "images_per_second": 3200.0}
+    return {"device": "1 x cpu", "stages": [{**stage, "programs": programs}]}
+
+
+def test_the_missing_epochs_are_extrapolated_without_what_happens_once(epoch):
+    options = epoch.parse(["--recipe=cifar100-kd", "--epochs=40"])
+    # Ten epochs take 1.4 s in steps, an evaluation with its save 0.6 s. Before, the
+    # first evaluation compiles and the first save starts Orbax.
+    judged = [20.0, 40.0, 42.0, 44.0]
+    result = epoch.times(options, 66.0, summary_of(40), records_of(40, 10), judged)
     assert result["epoch_seconds_in_steps"] == 0.14
+    assert result["epoch_seconds"] == 0.2
+    assert result["recipe_seconds"] == 66 + 200 * 0.2
+    assert result["recipe_is"] == "extrapolated"
     assert result["start_and_end_seconds"] == 6.0
-    assert (result["loss"], result["flops_per_second"]) == ([4.0, 3.0], None)
-    whole = epoch.parse(["--recipe=cifar100-kd", "--epochs=240"])
-    result = epoch.times(whole, 31.0, summary, records)
-    assert (result["recipe_seconds"], result["recipe_is"]) == (31.0, "measured")
+    assert result["compile_seconds"] == 5.0
+    assert (result["loss"], result["flops_per_second"]) == ([4.9, 1.0], None)
+
+
+def test_evaluations_that_come_more_often_count_as_often_as_in_the_recipe(epoch):
+    options = epoch.parse(["--recipe=cifar100-kd", "--epochs=7"])
+    # After 2, 4, 6 and 7 epochs; three epochs in steps take 0.42 s, two evaluations 1.
+    judged = [20.0, 30.0, 30.78, 31.42]
+    result = epoch.times(options, 40.0, summary_of(7), records_of(7, 2), judged)
+    assert result["epoch_seconds"] == pytest.approx(0.14 + 0.5 / 10)
+
+
+def test_a_whole_recipe_is_measured(epoch):
+    options = epoch.parse(["--recipe=cifar100-kd", "--epochs=240"])
+    judged = [10.0 * i for i in range(1, 25)]
+    result = epoch.times(options, 250.0, summary_of(240), records_of(240, 10), judged)
+    assert (result["recipe_seconds"], result["recipe_is"]) == (250.0, "measured")
+
+
+def test_evaluations_are_counted_while_the_command_writes(epoch, tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    assert epoch.evaluations(metrics) == 0
+    lines = [json.dumps({"kind": kind}) for kind in ("train", "eval", "train", "eval")]
+    metrics.write_text("\n".join(lines) + '\n{"kind": "ev')
+    assert epoch.evaluations(metrics) == 2
 
 
 def test_a_mistake_of_the_command_is_one_of_the_script(epoch, capsys):
     arguments = ["--recipe=cifar100-kd", "--pair=resnet8-resnet8", "--width=-1"]
-    arguments += ["--records=8", "--test-records=2", "--batch-size=8", "--epochs=1"]
+    arguments += ["--records=8", "--test-records=2", "--batch-size=8", "--epochs=3"]
     assert epoch.main(arguments) == 2
     assert "config.networks.student" in capsys.readouterr().err.splitlines()[-1]
 
@@ -112,9 +141,10 @@ def test_a_mistake_of_the_command_is_one_of_the_script(epoch, capsys):
 @pytest.mark.slow
 def test_the_recipe_is_run_by_the_command(epoch, capsys):
     arguments = ["--recipe=cifar100-kd", "--pair=resnet8-resnet8", "--width=0.25"]
-    arguments += ["--records=16", "--test-records=8", "--batch-size=8", "--epochs=2"]
+    arguments += ["--records=16", "--test-records=8", "--batch-size=8", "--epochs=3"]
     assert epoch.main(arguments) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["recipe_is"] == "extrapolated"
     assert result["recipe_seconds"] > result["measured_seconds"] > 0
-    assert result["epochs"] == 2
+    assert result["epochs"] == 3
+    assert result["epoch_seconds"] >= result["epoch_seconds_in_steps"] > 0

@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+import types
 
 import pytest
 
@@ -49,8 +50,9 @@ def test_sides_take_turns_and_only_the_asked_calls_are_timed(measuring, capsys):
 def test_a_loss_that_is_not_finite_stops_the_measurement(measuring):
     clock, log = FakeClock(), []
     side = fake_side(measuring, clock, log, "jax", 1.0, loss=math.nan)
-    with pytest.raises(FloatingPointError, match="jax: the loss is nan"):
+    with pytest.raises(FloatingPointError, match="jax: the loss is nan") as raised:
         measuring.take_turns({"jax": side}, rounds=1, clock=clock)
+    assert raised.value.side == "jax"
 
 
 def test_medians_spreads_and_ratios(measuring):
@@ -73,6 +75,26 @@ def test_a_result_is_one_line_of_json_and_a_mistake_is_status_2(measuring, capsy
     assert measuring.end(wrong, ["x"]) == 2
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "no x here\n")
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_report_tells_what_was_measured_and_where(measuring, monkeypatch, elsewhere):
+    done = []
+    monkeypatch.setattr(measuring, "load", lambda: 0.25)
+    monkeypatch.setattr(measuring, "limit_threads", lambda n: done.append(n))
+    monkeypatch.setattr(measuring, "use_device", lambda name: done.append(name))
+
+    def work(options):
+        done.append("work")
+        return {"ratio": options.ratio}
+
+    options = types.SimpleNamespace(ratio=2.0, threads=3, device="cpu")
+    result = measuring.report(options, work, elsewhere=elsewhere)
+    # A process that works elsewhere leaves the device alone until then.
+    assert done == ([3, "work", "cpu"] if elsewhere else [3, "cpu", "work"])
+    assert (result["ratio"], result["load"]) == (2.0, 0.25)
+    assert result["device"] == measuring.device_name("cpu")
+    assert result["versions"] == measuring.versions()
 
 
 def test_options_that_argparse_refuses_are_mistakes(measuring):

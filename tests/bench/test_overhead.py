@@ -1,8 +1,11 @@
 """bench/overhead.py: the cost of methods beside plain KD."""
 
 import json
+import math
+import types
 
 import pytest
+from jax.errors import JaxRuntimeError
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,52 @@ def test_methods_are_set_against_kd_and_kept(overhead, small, capsys):
 
     assert overhead.main([*arguments, "--batch-size=16"]) == 2
     assert "other settings" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_fails_is_told_and_does_not_end_the_table(
+    overhead, small, capsys, monkeypatch
+):
+    """The trainings stand for what this machine cannot fail at."""
+
+    class Training:
+        open = []
+
+        def __init__(self, method):
+            self.method = method
+            self.programs = types.SimpleNamespace(flops_per_step=2.0)
+            self.open.append(method)
+
+        def side(self, *, steps):
+            return overhead.measuring.Side(self.run, 8, steps)
+
+        def run(self, calls):
+            if self.method == "at":
+                raise JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nmore lines")
+            return math.nan if self.method == diverging else 1.0
+
+        def close(self):
+            self.open.remove(self.method)
+
+    def make_training(options, method, data):
+        if method == "vid":
+            raise JaxRuntimeError("RESOURCE_EXHAUSTED: while compiling")
+        return Training(method)
+
+    monkeypatch.setattr(overhead, "make_training", make_training)
+    arguments, out = small
+    diverging = "dist"
+    assert overhead.main([*arguments, "--methods=dist,at,vid,dkd"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["refused"] == {
+        "dist": "dist: the loss is nan",
+        "at": "RESOURCE_EXHAUSTED: out of memory",
+        "vid": "RESOURCE_EXHAUSTED: while compiling",
+    }
+    assert set(result["methods"]) == {"dkd"}
+    assert Training.open == [] and json.loads(out.read_text()) == result
+    diverging = "kd"
+    with pytest.raises(FloatingPointError, match="kd: the loss is nan"):
+        overhead.main([*arguments, "--methods=none"])
 
 
 def test_no_method_is_begun_when_the_time_is_over(overhead, small, capsys):

@@ -118,10 +118,8 @@ def test_the_ratio_is_jaxkd_over_torch_of_medians(step):
         parameters={"teacher": 2, "student": 1},
         flops_per_step=100.0,
         ceiling=1000.0,
-        load=0.25,
     )
-    assert result.keys() == KEYS
-    assert result["load"] == 0.25
+    assert result.keys() == KEYS - {"device", "load", "versions"}
     assert result["jax_images_per_second"] == 20.0
     assert result["torch_images_per_second"] == 41.0
     assert math.isclose(result["ratio"], 20 / 41, abs_tol=1e-4)

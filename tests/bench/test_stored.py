@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 
@@ -51,6 +52,29 @@ def test_what_was_written_is_told(result):
     # Of 10 classes a byte and two of half precision, and two for the rest.
     assert labelling["bytes_per_answer"] == 10 * 3 + 2
     assert labelling["answers"] == 32 and labelling["seconds"] > 0
+
+
+def test_answers_are_read_by_record_if_asked(stored, tiny, tmp_path):
+    options = stored.parse(["--miniature", f"--pair={tiny}-{tiny}"])
+    data = stored.synthetic.write_cifar(tmp_path / "data.npz", train=16, test=4)
+    setup = stored.set_up(options, data, "stored")
+    whole, single = (
+        stored.write_targets(setup, tmp_path / "run", by_record=by_record)
+        for by_record in (False, True)
+    )
+    index = np.arange(16)
+    first, second = whole.files(0, index), single.files(0, index)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+    for shard in single.files.manifest.shards:
+        (single.files.path / shard.name).unlink()
+    for targets in (whole, single):
+        targets.files.close()
+    # Only what lies in memory outlives the files.
+    assert whole.files(0, index).keys() == first.keys()
+    with pytest.raises(OSError):
+        single.files(0, index)
 
 
 def test_the_line_is_json(stored, result, monkeypatch, capsys):
