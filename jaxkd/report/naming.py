@@ -53,13 +53,20 @@ class Metric:
         return f"{sign}{rounded + 0.0:.{self.digits}f}"
 
     def spread(self, values: Sequence[float]) -> str:
-        """Mean ± standard deviation (ddof=1) of the defined values, as printed."""
+        """Mean ± standard deviation (ddof=1) of the defined values, as printed.
+
+        Where some are undefined, it ends in how many are not: `(2 of 3)`.
+        """
         defined = [v for v in values if math.isfinite(v)]
-        mean = self.text(nan_mean(defined))
-        if len(defined) < 2:
-            return mean
-        deviation = float(np.std(defined, ddof=1)) * self.scale
-        return f"{mean} ± {deviation:.{self.digits}f}"
+        if not defined:
+            return MISSING
+        text = self.text(nan_mean(defined))
+        if len(defined) > 1:
+            deviation = float(np.std(defined, ddof=1)) * self.scale
+            text += f" ± {deviation:.{self.digits}f}"
+        if len(defined) < len(values):
+            text += f" ({len(defined)} of {len(values)})"
+        return text
 
 
 METRICS: Mapping[str, Metric] = {

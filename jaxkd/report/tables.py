@@ -80,7 +80,7 @@ def build_table(summary: Mapping[str, Any]) -> Table:
         cells = [Cell(metric.text(v), b) for v, b in zip(values, best, strict=True)]
         columns.append((_column(metric), cells))
     columns += _cost_columns(summary.get("costs", {}), list(results))
-    return _assemble(list(results), columns, _undefined_notes(results))
+    return _assemble(list(results), columns, _undefined_notes([results]))
 
 
 def split_seeds(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -104,7 +104,8 @@ def build_spread_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
       summaries: contents of `summary.json`, one or more.
 
     Returns:
-      Networks in rows; the columns of the first run's table.
+      Networks in rows; the columns of the first run's table. A mean over fewer runs
+      than there are says so.
 
     Raises:
       ValueError: no summaries.
@@ -113,22 +114,27 @@ def build_spread_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
         raise ValueError("a table of spreads needs at least one summary")
     first = summaries[0]
     networks = list(first.get("results", {}))
-    columns = []
+    columns, partial = [], False
     for key in _metric_keys(first.get("results", {})):
         metric = describe(key)
         values = [
             [number(s.get("results", {}).get(name, {}).get(key)) for s in summaries]
             for name in networks
         ]
+        partial |= any(0 < sum(map(math.isfinite, row)) < len(row) for row in values)
         best = _best(metric, [nan_mean(row) for row in values])
         cells = [Cell(metric.spread(r), b) for r, b in zip(values, best, strict=True)]
         columns.append((_column(metric), cells))
     columns += _cost_columns(first.get("costs", {}), networks)
     seeds = ", ".join(str(s.get("seed", "?")) for s in summaries)
-    note = (
-        f"Mean ± standard deviation (ddof=1) over {len(summaries)} runs, seeds {seeds}."
-    )
-    return _assemble(networks, columns, [note])
+    count = len(summaries)
+    notes = [f"Mean ± standard deviation (ddof=1) over {count} runs, seeds {seeds}."]
+    if partial:
+        notes.append(
+            f"(n of {count}): undefined in the other runs, which the mean leaves out."
+        )
+    notes += _undefined_notes([s.get("results", {}) for s in summaries])
+    return _assemble(networks, columns, notes)
 
 
 def results_table(summary: Mapping[str, Any]) -> str:
@@ -301,19 +307,30 @@ def _cost_cells(values: Sequence[float]) -> list[Cell]:
     ]
 
 
-def _undefined_notes(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """One sentence per metric that was undefined somewhere."""
+def _undefined_notes(runs: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """One sentence per metric that was undefined somewhere.
+
+    Args:
+      runs: the results of each run; their counts are added up.
+    """
     keys = dict.fromkeys(
         key
+        for results in runs
         for result in results.values()
         for key in result
         if key.endswith("_undefined")
     )
     notes = []
     for key in keys:
-        counts = {name: number(result.get(key)) for name, result in results.items()}
-        some = [f"{name} {int(n)}" for name, n in counts.items() if n > 0]
+        counts: dict[str, float] = {}
+        for results in runs:
+            for name, result in results.items():
+                value = number(result.get(key))
+                if value > 0:
+                    counts[name] = counts.get(name, 0) + value
+        some = [f"{name} {int(n)}" for name, n in counts.items()]
         if some:
             reason = _UNDEFINED.get(key, f"{key.removesuffix('_undefined')}: undefined")
-            notes.append(f"{reason}; left out of the mean: {', '.join(some)}.")
+            means = "mean" if len(runs) == 1 else "means of all runs together"
+            notes.append(f"{reason}; left out of the {means}: {', '.join(some)}.")
     return notes

@@ -42,8 +42,10 @@ def test_spread_is_the_sample_standard_deviation():
     assert naming.describe("accuracy").spread([0.9, 0.92, 0.94]) == "92.00 ± 2.00"
 
 
-def test_spread_leaves_out_what_is_undefined():
+def test_spread_leaves_out_what_is_undefined_and_says_so():
     dice = naming.describe("dice")
-    assert dice.spread([0.9, math.nan, 0.94]) == "0.9200 ± 0.0283"
-    assert dice.spread([0.9, math.nan]) == "0.9000"
-    assert dice.spread([math.nan]) == "–"
+    assert dice.spread([0.9, math.nan, 0.94]) == "0.9200 ± 0.0283 (2 of 3)"
+    assert dice.spread([0.9, math.nan]) == "0.9000 (1 of 2)"
+    assert dice.spread([0.9]) == "0.9000"
+    assert dice.spread([math.nan, math.inf]) == "–"
+    assert dice.spread([]) == "–"

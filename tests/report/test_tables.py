@@ -164,6 +164,54 @@ def test_spread_gives_mean_deviation_and_seeds():
     assert lines[-1].endswith("(ddof=1) over 3 runs, seeds 1, 2, 3.")
 
 
+def seeds_with_gaps():
+    """Three seeds; HD95 of the student is undefined in one, of `none` in all."""
+    student = [(6.0, 1.0), (None, 7.0), (8.0, 0.0)]
+    return [
+        {
+            "seed": seed,
+            "results": {
+                "teacher": {"dice": 0.9, "hd95": 5.0 + seed, "hd95_undefined": 0.0},
+                "student": {"dice": 0.8, "hd95": hd95, "hd95_undefined": undefined},
+                "none": {"dice": 0.7, "hd95": math.nan, "hd95_undefined": 9.0},
+            },
+        }
+        for seed, (hd95, undefined) in enumerate(student)
+    ]
+
+
+def test_a_mean_over_fewer_runs_than_there_are_says_so():
+    table = tables.build_spread_table(seeds_with_gaps())
+    assert cells_of(table, "teacher")["HD95 (px)"].text == "6.00 ± 1.00"
+    assert cells_of(table, "student")["HD95 (px)"].text == "7.00 ± 1.41 (2 of 3)"
+    assert cells_of(table, "none")["HD95 (px)"].text == "–"
+    assert cells_of(table, "student")["Dice"].text == "0.8000 ± 0.0000"
+    assert table.notes == (
+        "Mean ± standard deviation (ddof=1) over 3 runs, seeds 0, 1, 2.",
+        "(n of 3): undefined in the other runs, which the mean leaves out.",
+        "HD95 and ASSD are undefined where prediction or truth is empty; left out of "
+        "the means of all runs together: student 8, none 27.",
+    )
+
+
+def test_seeds_trained_together_keep_the_notes_as_well():
+    runs = seeds_with_gaps()
+    by_seed = {
+        name: [run["results"][name] for run in runs] for name in runs[0]["results"]
+    }
+    together = {**runs[0], "seeds": [0, 1, 2], "by_seed": by_seed}
+    assert tables.build_table(together) == tables.build_spread_table(runs)
+    assert "student 8, none 27" in report.results_table(together)
+
+
+def test_whole_means_need_no_note():
+    runs = seeds_with_gaps()
+    for run in runs:
+        run["results"] = {"teacher": run["results"]["teacher"]}
+    (note,) = tables.build_spread_table(runs).notes
+    assert note.startswith("Mean ±")
+
+
 def test_spread_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="at least one summary"):
         report.spread_markdown([])
