@@ -244,7 +244,7 @@ class _Loop:
                 wanted = min(several, self._next_stop(step) - step)
                 steps = choose_steps(wanted, self.programs.reports)
                 start = time.monotonic()
-                items = self.assembly.items(steps)
+                items = self.assembly.items(steps, state)
                 seconds = time.monotonic() - start
                 args = self.assembly.arguments(state, items)
                 if not self.programs.has(steps):
