@@ -104,6 +104,11 @@ def overall(shapes: Shapes, layer_densities: Mapping[str, float]) -> float:
     return kept / sum(sizes.values())
 
 
+def sparsity_of(density: float) -> float:
+    """`1 - density`, without the last bits that two subtractions leave."""
+    return round(1.0 - density, 12)
+
+
 def check_sparsity(sparsity: float, name: str = "sparsity") -> None:
     """Raises a ValueError unless `0 <= sparsity < 1`."""
     if not 0.0 <= sparsity < 1.0:

@@ -161,7 +161,8 @@ def exchange(
       drop: how many to drop, int32.
       target: how many there should be, int32.
       noise: added to the absolute weights before they are compared.
-      outputs: "one" does not drop the largest weight of an output channel.
+      outputs: "one" keeps the largest weight of every output channel first, and grows
+        one first in channels that have none.
 
     Returns:
       The new mask.
@@ -173,10 +174,12 @@ def exchange(
     scores = active_scores(mask, weights, noise=noise, outputs=outputs)
     kept = jnp.sum(mask, dtype=jnp.int32) - jnp.asarray(drop, jnp.int32)
     stay = topk_mask(scores, kept)
-    grown = topk_mask(
-        jnp.where(stay, -jnp.inf, growth.astype(jnp.float32)),
-        jnp.maximum(jnp.asarray(target, jnp.int32) - kept, 0),
-    )
+    candidates = jnp.where(stay, -jnp.inf, growth.astype(jnp.float32))
+    if outputs == "one":
+        empty = ~jnp.any(stay, axis=_inputs(stay), keepdims=True)
+        candidates = jnp.where(empty, protect_outputs(candidates), candidates)
+    places = jnp.maximum(jnp.asarray(target, jnp.int32) - kept, 0)
+    grown = topk_mask(candidates, places)
     return stay | grown
 
 

@@ -69,7 +69,7 @@ def cubic_sparsity(
     """
     passed = np.asarray(step, np.float64) - begin
     left = 1.0 - np.clip(passed / max(end - begin, 1), 0.0, 1.0)
-    return final + (initial - final) * left**3
+    return np.asarray(final + (initial - final) * left**3)
 
 
 def drop_fraction(
@@ -111,7 +111,7 @@ def drop_fraction(
         "exponential": lambda t: math.exp(-exponent * t / length),
         "power": lambda t: (1.0 - t / length) ** exponent,
     }[anneal]
-    return initial * np.vectorize(factor, otypes=[np.float64])(passed)
+    return np.asarray(initial * np.vectorize(factor, otypes=[np.float64])(passed))
 
 
 def share_of(fractions: Any, index: jax.Array, count: jax.Array) -> jax.Array:

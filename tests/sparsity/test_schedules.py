@@ -43,6 +43,7 @@ def test_the_cubic_ramp_at_known_points():
     ramp = dict(initial=0.5, final=0.9, begin=100, end=300)
     found = schedules.cubic_sparsity([0, 100, 200, 300, 999], **ramp)
     np.testing.assert_allclose(found, [0.5, 0.5, 0.85, 0.9, 0.9], rtol=1e-15)
+    assert schedules.cubic_sparsity(200, **ramp).shape == ()
     every = schedules.cubic_sparsity(np.arange(100, 301), **ramp)
     assert (np.diff(every) > 0).all() and every.dtype == np.float64
 
