@@ -247,13 +247,17 @@ def table_page(results: dict[str, dict]) -> str:
 
 
 def navigation(current: str, names: list[str]) -> str:
+    """The site's settings with the pages of the methods, and all else as it is."""
     entries = ["      - All methods: methods/table.md"]
     entries += ["      - Your own method: methods/own.md"]
     entries += [f"      - {name}: methods/{name}.md" for name in names]
-    begin, end = "  - Methods:\n", "  - Design:"
-    before, _, rest = current.partition(begin)
-    _, _, after = rest.partition(end)
-    return before + begin + "\n".join(entries) + "\n" + end + after
+    begin = "  - Methods:\n"
+    before, found, rest = current.partition(begin)
+    if not found:
+        raise ValueError(f"{NAVIGATION.name} has no entry 'Methods' in its nav")
+    # Its own entries stand deeper than the entries beside it.
+    after = re.sub(r"\A(?: {4,}.*\n)*", "", rest)
+    return before + begin + "\n".join(entries) + "\n" + after
 
 
 def load_results() -> dict[str, dict]:

@@ -55,3 +55,37 @@ def test_parts_of_a_docstring_are_told_apart(pages):
     assert pages.fenced(description) == "More of it:\n\n```text\na = b\n```"
     assert parts["Needs"] == "one\nthing."
     assert pages.arguments(parts["Args"]) == {"x": "first line.", "y": "second."}
+
+
+SITE = """site_name: jaxkd
+nav:
+  - Home: index.md
+{before}  - Methods:
+      - All methods: methods/table.md
+      - old: methods/old.md
+{after}plugins:
+  - search
+"""
+
+
+@pytest.mark.parametrize("before", ["", "  - Compression:\n      - a: a.md\n"])
+@pytest.mark.parametrize(
+    "after",
+    [
+        "",
+        "  - Design: design.md\n",
+        "  - Pruning:\n      - masks: pruning/masks.md\n  - Design: design.md\n",
+    ],
+)
+def test_the_navigation_keeps_what_stands_beside_the_methods(pages, before, after):
+    current = SITE.format(before=before, after=after)
+    found = pages.navigation(current, ["ab", "kd"])
+    new = "      - Your own method: methods/own.md\n"
+    new += "      - ab: methods/ab.md\n      - kd: methods/kd.md\n"
+    assert found == current.replace("      - old: methods/old.md\n", new)
+    assert pages.navigation(found, ["ab", "kd"]) == found
+
+
+def test_a_navigation_without_methods_is_refused(pages):
+    with pytest.raises(ValueError, match="no entry 'Methods'"):
+        pages.navigation("nav:\n  - Home: index.md\n", ["kd"])
