@@ -139,11 +139,15 @@ def batch():
 NETWORK_OF_STORED = '''
 """A convolution with batch norm, and the layers that methods read."""
 
+import dataclasses
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxkd.distill import Method
 from jaxkd.distill.method import no_state
 from jaxkd.layers import BatchNorm, Outputs
+from jaxkd.training import from_linen
 
 
 class Network(nn.Module):
@@ -169,6 +173,14 @@ class Network(nn.Module):
             head=self.get_variable("params", "head"),
             norms={"stage1_pre": self.get_variable("params", "norm")},
         )
+
+
+def from_file(num_classes, width=8, factor=20.0):
+    """A network whose variables follow no seed, as if they were read from a file."""
+    network = from_linen("any", Network(num_classes, width, factor), (8, 8, 1))
+    return dataclasses.replace(
+        network, init=lambda key: network.init(jax.random.key(5))
+    )
 
 
 def second_tap() -> Method:

@@ -366,6 +366,30 @@ def test_training_on_stored_answers_is_training_on_live_ones(
     assert "student: checked 104 answers" in capsys.readouterr().out
 
 
+def test_another_method_reads_them_beside_the_teachers_checkpoint(
+    labelled, stored_config, tmp_path, capsys
+):
+    """As docs/stored_targets.md says: of the first run's folder two things go along."""
+    path, *_ = labelled
+    new = tmp_path / "run"
+    shutil.copytree(path / "stored/checkpoints/teacher", new / "checkpoints/teacher")
+    shutil.copy(path / "stored" / "summary.json", new / "summary.json")
+    folder = path / "stored" / "targets" / "student"
+    config = trained(
+        stored_config(
+            targets={**VIEWS, "path": str(folder)},
+            student={"method": {"ce": {}, "dkd": {}}, "epochs": 1},
+        )
+    )
+    config["run"] = ("teacher", "student")
+    del config["stages"]["alone"], config["networks"]["alone"]
+    config = write_config(tmp_path / "config.py", config)
+    assert main_lib.main([config, f"--workdir={new}"]) == 0
+    summary = json.loads((new / "summary.json").read_text())
+    assert [s["name"] for s in summary["stages"]] == ["teacher", "student"]
+    assert not (new / "targets").exists()
+
+
 def test_a_damaged_file_ends_the_command_in_one_line(
     stored_config, stored_setup, write_targets, tmp_path, capsys
 ):

@@ -170,6 +170,31 @@ def test_the_teachers_name_may_change(stored_setup, stored_config, workdir):
     assert load(setup, workdir) is not None
 
 
+def test_runs_of_other_seeds_share_targets_of_a_teacher_that_follows_none(
+    stored_setup, stored_config, write_targets, tmp_path
+):
+    """As docs/stored_targets.md says: `targets.seed`, and weights from a file."""
+    networks = stored_config()["networks"]
+    drawn = dict(networks["teacher"])
+    path = str(tmp_path / "shared")
+
+    def run(seed, teacher, draws=7):
+        targets = {"views": 2, "path": path, "seed": draws}
+        several = {**networks, "teacher": teacher}
+        return stored_setup(seed=seed, targets=targets, networks=several)
+
+    fixed = {"name": "network_of_stored:from_file", "frozen": True}
+    write_targets(run(1, fixed), tmp_path / "first")
+    other = run(2, fixed)
+    assert load(other, Workdir(tmp_path / "second")).files.manifest.views == 2
+    # Without `targets.seed` the views are others,
+    with pytest.raises(ConfigError, match="targets.seed: 7 -> None"):
+        load(run(2, fixed, draws=None), Workdir(tmp_path / "second"))
+    # and a teacher that is drawn from the seed, or trained by the run, is another.
+    with pytest.raises(ConfigError, match="another teacher"):
+        load(run(2, drawn), Workdir(tmp_path / "second"))
+
+
 def test_a_damaged_manifest_is_named(stored_setup, workdir):
     manifest = workdir.path / "targets" / "student" / "manifest.json"
     manifest.write_text(manifest.read_text()[:-40])
