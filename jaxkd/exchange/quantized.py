@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.exchange.base import (
-    Arrays,
     Exchange,
     by_path,
     in_tree,
