@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -53,15 +53,8 @@ class Evaluation:
             return evaluator.result(surface=surface)
         return evaluator.result()
 
-    def report(
-        self, network: Network, variables: Variables
-    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """All metrics of a network, and what the report page shows of it.
-
-        Returns:
-          The metrics; and arrays for `predictions.npz`: up to 64 test records evenly
-          spread over the split, with this network's predictions.
-        """
+    def judge(self, network: Network, variables: Variables) -> Judged:
+        """Passes the test split through a network once, for all that is told of it."""
         evaluator = self._evaluator()
         shown: dict[int, dict[str, np.ndarray]] = {}
         wanted = set(self._shown.tolist())
@@ -69,22 +62,10 @@ class Evaluation:
             evaluator.update(**{k: records[k] for k in _FOR_METRICS})
             for i, index in enumerate(records["index"].tolist()):
                 if index in wanted:
-                    shown[index] = {k: v[i] for k, v in records.items()}
-        indices = sorted(shown)
-        probabilities = np.stack([shown[i]["probabilities"] for i in indices])
-        arrays = {
-            "index": np.array(indices),
-            "image": displayable(self._images(indices)),
-            "truth": np.stack([shown[i]["label"] for i in indices]).astype(np.int32),
-        }
-        if isinstance(evaluator, SegmentationEvaluator):
-            predictions = evaluator.predict(probabilities).astype(np.uint8)
-        else:
-            predictions = probabilities.argmax(-1)
-            arrays[f"probabilities/{network.name}"] = probabilities
-            arrays[f"confusion/{network.name}"] = evaluator.confusion()
-        arrays[f"prediction/{network.name}"] = predictions
-        return evaluator.result(), arrays
+                    # A view would keep its whole batch.
+                    shown[index] = {k: np.array(v[i]) for k, v in records.items()}
+        images = displayable(self._images(sorted(shown)))
+        return Judged(network.name, evaluator, shown, images)
 
     def _evaluator(self) -> ClassificationEvaluator | SegmentationEvaluator:
         test = self.setup.test
@@ -143,6 +124,56 @@ class Evaluation:
             top, bottom, left, right = box
             images = images[:, top:bottom, left:right]
         return images
+
+
+class Judged:
+    """What a network says of the test split.
+
+    Args:
+      network: its name.
+      evaluator: has seen all records.
+      shown: label and probabilities of some of them, by their numbers.
+      images: of those, in the order of their numbers.
+    """
+
+    def __init__(
+        self,
+        network: str,
+        evaluator: ClassificationEvaluator | SegmentationEvaluator,
+        shown: Mapping[int, Mapping[str, np.ndarray]],
+        images: np.ndarray,
+    ):
+        self._network, self._evaluator = network, evaluator
+        self._shown, self._images = shown, images
+
+    def metrics(self, *, surface: bool = True) -> dict[str, float]:
+        """The metrics, see `Evaluation.metrics`."""
+        if isinstance(self._evaluator, SegmentationEvaluator):
+            return self._evaluator.result(surface=surface)
+        return self._evaluator.result()
+
+    def predictions(self) -> dict[str, np.ndarray]:
+        """Arrays for `predictions.npz`.
+
+        Up to 64 test records evenly spread over the split, with the network's
+        predictions.
+        """
+        indices = sorted(self._shown)
+        shown = [self._shown[i] for i in indices]
+        probabilities = np.stack([each["probabilities"] for each in shown])
+        arrays = {
+            "index": np.array(indices),
+            "image": self._images,
+            "truth": np.stack([each["label"] for each in shown]).astype(np.int32),
+        }
+        if isinstance(self._evaluator, SegmentationEvaluator):
+            predictions = self._evaluator.predict(probabilities).astype(np.uint8)
+        else:
+            predictions = probabilities.argmax(-1)
+            arrays[f"probabilities/{self._network}"] = probabilities
+            arrays[f"confusion/{self._network}"] = self._evaluator.confusion()
+        arrays[f"prediction/{self._network}"] = predictions
+        return arrays
 
 
 _FOR_METRICS = ("index", "label", "probabilities")

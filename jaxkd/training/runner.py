@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from jaxkd.training.assembly import Assembly, Known, assemble
 from jaxkd.training.calls import calls_ahead, choose_steps, periods
 from jaxkd.training.checkpoints import Checkpoints
 from jaxkd.training.dispatch import Programs
-from jaxkd.training.evaluation import Evaluation, NotFinite
+from jaxkd.training.evaluation import Evaluation, Judged, NotFinite
 from jaxkd.training.network import Network, Variables
 from jaxkd.training.profiler import Profiler
 from jaxkd.training.progress import Clock, Meter, TrainingFailed, teacher_share
@@ -52,6 +52,8 @@ class StageRunner:
     ):
         self.setup, self.stage, self.workdir = setup, stage, workdir
         self.writer, self.evaluation, self.stop = writer, evaluation, stop
+        # Of the last step's state, by network, if that is what is handed on.
+        self._judged: dict[str, list[Judged]] = {}
 
     def run(
         self, known: Known, finished: list[str]
@@ -106,7 +108,12 @@ class StageRunner:
                 state, _ = checkpoints.restore(chosen, assembly.abstract)
         final, metrics = stage.final_variables(state), {}
         for name, network in stage.members.items():
-            metrics[name] = report(self.evaluation, network, final[name], self.workdir)
+            judged = self._judged.pop(name, None)
+            metrics[name] = (
+                report(self.evaluation, network, final[name], self.workdir)
+                if judged is None
+                else tell(judged, self.workdir)
+            )
         return final, self._record(assembly.programs, clock, chosen), metrics
 
     def _record(self, programs: Programs, clock: Clock, chosen: int) -> dict[str, Any]:
@@ -134,18 +141,25 @@ class StageRunner:
         """
         setup, scores = self.setup, []
         final = self.stage.final_variables(state)
+        ends = step == self.stage.total_steps and self.stage.plan.keep == "last"
         for name, network in self.stage.members.items():
-            results = []
+            results, kept = [], []
             for variables in setup.seeds.each(final[name]):
                 try:
-                    results.append(
-                        self.evaluation.metrics(network, variables, surface=False)
-                    )
+                    if ends:
+                        kept.append(self.evaluation.judge(network, variables))
+                        results.append(kept[-1].metrics(surface=False))
+                    else:
+                        results.append(
+                            self.evaluation.metrics(network, variables, surface=False)
+                        )
                 except NotFinite as error:
                     # Early batch-norm statistics may overflow and recover; the losses
                     # did not.
                     logger.warning("%s, step %d: %s", self.stage.name, step, error)
                     results.append({setup.metric: math.nan})
+            if ends and len(kept) == len(results):
+                self._judged[name] = kept
             record = {
                 "kind": "eval",
                 "stage": self.stage.name,
@@ -187,12 +201,18 @@ def report(
     evaluation: Evaluation, network: Network, variables: Variables, workdir: Workdir
 ) -> Results:
     """The metrics of a network for each seed; the first one's predictions are kept."""
-    reports = [
-        evaluation.report(network, each)
-        for each in evaluation.setup.seeds.each(variables)
-    ]
-    workdir.add_predictions(reports[0][1])
-    return [metrics for metrics, _ in reports]
+    each = evaluation.setup.seeds.each(variables)
+    return tell((evaluation.judge(network, one) for one in each), workdir)
+
+
+def tell(judged: Iterable[Judged], workdir: Workdir) -> Results:
+    """The metrics of what was judged, seed by seed; the first predictions are kept."""
+    results: Results = []
+    for one in judged:
+        if not results:
+            workdir.add_predictions(one.predictions())
+        results.append(one.metrics())
+    return results
 
 
 class _Loop:

@@ -284,7 +284,7 @@ def test_predictions_that_are_not_finite_are_named(plain):
     variables = load_variables(setup, workdir, "student", ["teacher", "student"])
     broken = jax.tree.map(lambda x: x * jnp.nan, variables)
     with pytest.raises(TrainingFailed, match="'student' for test record 0 are not fin"):
-        Evaluation(setup).report(setup.networks["student"], broken)
+        Evaluation(setup).judge(setup.networks["student"], broken)
 
 
 @pytest.mark.slow
