@@ -101,6 +101,29 @@ class UpdateFn(Protocol):
 
 
 @runtime_checkable
+class FinaliseFn(Protocol):
+    """`finalise(learned, state, params) -> params`, when training is over."""
+
+    def __call__(self, learned: Arrays, state: State, params: Arrays) -> Arrays:
+        """Returns what the network computes with when it is deployed."""
+        ...
+
+
+@runtime_checkable
+class FitFn(Protocol):
+    """`fit(init, logits, input_shape) -> Compression`."""
+
+    def __call__(
+        self,
+        init: Callable[[jax.Array], Any],
+        logits: Callable[[Any, jax.Array], jax.Array],
+        input_shape: tuple[int, ...],
+    ) -> Compression:
+        """Returns the compression for a network with these variables and logits."""
+        ...
+
+
+@runtime_checkable
 class TermsFn(Protocol):
     """`terms(learned, state, params) -> {name: scalar}`: further terms of the loss."""
 
@@ -147,6 +170,11 @@ class Compression:
         arguments as `terms`.
       layers: `layers(train)` is the context in which the network is run; None if calls
         of layers stay as they are.
+      finalise: see `FinaliseFn`; None if the effective parameters, masked, are what is
+        deployed.
+      fit: makes the compression for a network, where it must know more of that than its
+        parameters; `logits(variables, images)` are those of the network as it is, in
+        evaluation. The result takes the place of this one.
     """
 
     init: InitFn
@@ -157,6 +185,15 @@ class Compression:
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     facts: TermsFn = _no_values
     layers: Callable[[bool], contextlib.AbstractContextManager[Any]] | None = None
+    finalise: FinaliseFn | None = None
+    fit: FitFn | None = None
+
+    def final(self, learned: Arrays, state: State, params: Arrays) -> Arrays:
+        """The parameters that are deployed: `finalise`, or its default."""
+        if self.finalise is not None:
+            return self.finalise(learned, state, params)
+        params = apply_masks(params, self.masks(state))
+        return self.effective(learned, state, params)
 
 
 def create(name: str, /, **options: Any) -> Compression:
@@ -212,6 +249,19 @@ def chain(parts: Mapping[str, Compression]) -> Compression:
             params = part.effective(own(learned, name), state[name], params)
         return params
 
+    def finalise(learned: Arrays, state: State, params: Arrays) -> Arrays:
+        for name, part in parts.items():
+            params = part.final(own(learned, name), state[name], params)
+        return params
+
+    def fit(init: Any, logits: Any, input_shape: tuple[int, ...]) -> Compression:
+        return chain(
+            {
+                name: part if part.fit is None else part.fit(init, logits, input_shape)
+                for name, part in parts.items()
+            }
+        )
+
     def masks(state: State) -> Arrays:
         found: Arrays = {}
         for name, part in parts.items():
@@ -261,6 +311,8 @@ def chain(parts: Mapping[str, Compression]) -> Compression:
         },
         facts=named("facts"),
         layers=layers if makers else None,
+        finalise=finalise,
+        fit=fit if any(part.fit for part in parts.values()) else None,
     )
 
 

@@ -64,6 +64,9 @@ class Upkeep:
       facts: of the variables; numbers for the log, `{name: scalar}`.
       restart: `restart(key, variables)`: the variables anew where their parameters were
         taken from another network.
+      finalise: `finalise(variables)`: those of `plain` when training is over; None if
+        there is no such network.
+      plain: the network without what is done to it while it learns.
     """
 
     masks: Callable[[Variables], Any]
@@ -72,6 +75,8 @@ class Upkeep:
     weights: Mapping[str, float]
     facts: Callable[[Variables], dict[str, jax.Array]]
     restart: Callable[[jax.Array, Variables], Variables]
+    finalise: Callable[[Variables], Variables] | None = None
+    plain: Network | None = None
 
 
 @dataclasses.dataclass(frozen=True)
