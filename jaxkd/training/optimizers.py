@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxkd import exchange as exchanges
+from jaxkd.exchange import Exchange
 from jaxkd.registry import check_options
 from jaxkd.training.paths import path_name
 from jaxkd.training.sections import OptimizerPlan
@@ -113,10 +115,83 @@ def loss_weight(value: Any, *, steps_per_epoch: int) -> float | Schedule:
     return float(value)
 
 
-def optimizer(plan: OptimizerPlan, schedule: Schedule) -> optax.GradientTransformation:
-    """The optax transformation of a plan; `schedule` gives its learning rate."""
+def exchange(
+    plan: OptimizerPlan, *, steps_per_epoch: int, devices: int
+) -> Exchange | None:
+    """How devices exchange gradients; None if the compiler sums them.
+
+    Args:
+      plan: DGC takes momentum and `clip_norm` from it.
+      steps_per_epoch: of the stage.
+      devices: how many exchange.
+
+    Raises:
+      KeyError, TypeError, ValueError: an exchange or an option that cannot be.
+    """
+    if plan.exchange is None:
+        return None
+    options = dict(plan.exchange)
+    name = options.pop("name")
+    given: dict[str, Any] = {}
+    if name == "dgc":
+        given = {
+            "momentum": plan.momentum,
+            "nesterov": plan.nesterov,
+            "clip_norm": plan.clip_norm,
+            "steps_per_epoch": steps_per_epoch,
+        }
+    elif name == "quantized":
+        given = {"devices": devices}
+    for option in given:
+        if option in options:
+            raise ValueError(f"{option} is not set here: it comes from the stage")
+    made = exchanges.create(name, **options, **given)
+    if made.has_momentum and plan.name != "sgd":
+        raise ValueError(
+            f"{name!r} has the momentum of SGD in it, but the optimizer is "
+            f"{plan.name!r}; take 'sgd', or the exchange 'powersgd' or 'quantized'"
+        )
+    return made
+
+
+def decay_with_momentum(
+    decay: optax.GradientTransformation, momentum: float, *, nesterov: bool
+) -> optax.GradientTransformation:
+    """A weight decay with momentum of its own, added to updates that have theirs.
+
+    With the same momentum it is what SGD does to gradient and decay together.
+
+    Args:
+      decay: such as `optax.add_decayed_weights` makes.
+      momentum: the factor.
+      nesterov: the form.
+    """
+    trace = optax.trace(momentum, nesterov=nesterov)
+
+    def init(params: Any) -> Any:
+        return decay.init(params), trace.init(params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        zeros = jax.tree.map(jnp.zeros_like, updates)
+        decayed, first = decay.update(zeros, state[0], params)
+        decayed, second = trace.update(decayed, state[1])
+        return jax.tree.map(jnp.add, updates, decayed), (first, second)
+
+    return optax.GradientTransformation(init, update)
+
+
+def optimizer(
+    plan: OptimizerPlan, schedule: Schedule, *, has_momentum: bool = False
+) -> optax.GradientTransformation:
+    """The optax transformation of a plan; `schedule` gives its learning rate.
+
+    Args:
+      plan: the plan.
+      schedule: the learning rate.
+      has_momentum: whether what it gets is clipped and has the momentum of SGD already.
+    """
     parts: list[optax.GradientTransformation] = []
-    if plan.clip_norm is not None:
+    if plan.clip_norm is not None and not has_momentum:
         parts.append(optax.clip_by_global_norm(plan.clip_norm))
     decay = optax.add_decayed_weights(
         plan.weight_decay,
@@ -124,9 +199,13 @@ def optimizer(plan: OptimizerPlan, schedule: Schedule) -> optax.GradientTransfor
     )
     coupled = plan.name in ("sgd", "adam")
     if plan.weight_decay and coupled:
-        parts.append(decay)
+        parts.append(
+            decay_with_momentum(decay, plan.momentum, nesterov=plan.nesterov)
+            if has_momentum
+            else decay
+        )
     if plan.name == "sgd":
-        if plan.momentum:
+        if plan.momentum and not has_momentum:
             parts.append(optax.trace(plan.momentum, nesterov=plan.nesterov))
     else:
         parts.append(optax.scale_by_adam(plan.beta1, plan.beta2, plan.epsilon))

@@ -54,6 +54,9 @@ class OptimizerPlan:
       weight_decay: strength; `weight_decay_mask` says on which parameters
         (`kernels`: those with two axes or more).
       clip_norm: bound of the global gradient norm.
+      exchange: how devices exchange gradients of their own records, e.g.
+        `{"name": "dgc", "ratio": 0.001}` (see `jaxkd.exchange`); None sums gradients of
+        the global batch.
     """
 
     name: Literal["sgd", "adam", "adamw", "lamb"] = "sgd"
@@ -72,8 +75,11 @@ class OptimizerPlan:
     weight_decay: float = 0.0
     weight_decay_mask: Literal["all", "kernels"] = "all"
     clip_norm: float | None = None
+    exchange: Mapping[str, Any] | None = None
 
     def __post_init__(self):
+        if self.exchange is not None and not isinstance(self.exchange.get("name"), str):
+            raise ValueError("exchange needs a name, e.g. {'name': 'dgc'}")
         positive(self, "learning_rate", "factor", "epsilon", "clip_norm")
         not_negative(self, "end_learning_rate", "warmup_epochs", "weight_decay")
         fraction(self, "momentum", "beta1", "beta2")

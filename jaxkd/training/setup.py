@@ -183,7 +183,7 @@ def make_setup(plan: Plan) -> Setup:
         _check_task(networks[name], train.info.task)
     _check_model_axis(plan, networks, mesh)
 
-    stages, trained, costs = _stages(plan, networks, data_spec, input_shape)
+    stages, trained, costs = _stages(plan, networks, data_spec, input_shape, mesh)
     _check_selections(plan, stages, resident)
     for stage in stages:
         with at("config.train.steps_per_call"):
@@ -286,6 +286,7 @@ def _stages(
     networks: Mapping[str, Network],
     data_spec: DataSpec,
     input_shape: tuple[int, int, int],
+    mesh: Mesh,
 ) -> tuple[tuple[Stage, ...], dict[str, Network], dict[str, Costs]]:
     """The stages, the networks as they predict in the end, and what these cost."""
     stages, phases = [], dict.fromkeys(plan.networks, 0)
@@ -310,6 +311,7 @@ def _stages(
             entries=entries,
             input_shape=input_shape,
             phase=phases[learners[0]],
+            mesh=mesh,
         )
         stages.append(stage)
         trained |= stage.members

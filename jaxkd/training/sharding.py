@@ -24,6 +24,8 @@ from jaxkd.layers.partition import Partition, Spec
 from jaxkd.training.paths import path_name
 
 BATCH_AXES = ("data", "fsdp")
+# What each device remembers of an exchange of gradients, with an axis of devices first.
+_OF_EACH_DEVICE = "opt_state/exchange/"
 MODEL_AXIS = "model"
 
 
@@ -281,6 +283,8 @@ def state_sharding(
     splits = splits or {}
 
     def one(path: Any, leaf: Any) -> NamedSharding:
+        if path_name(path).startswith(_OF_EACH_DEVICE):
+            return NamedSharding(mesh, P("data"))
         spec = _split_of(path_name(path), leaf.shape, splits)
         return array_sharding(leaf.shape, mesh, min_size=min_size, spec=spec, axis=axis)
 

@@ -14,12 +14,14 @@ from typing import Any
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from jaxkd import distill
 from jaxkd.distill.custom import from_loss
 from jaxkd.distill.method import DataSpec, Method, Specs, Weight, compose
 from jaxkd.select import Selection
 from jaxkd.training import optimizers, wrappers
+from jaxkd.training.exchanged import PerDevice
 from jaxkd.training.network import Network, Variables
 from jaxkd.training.paths import matching, path_name, started_from
 from jaxkd.training.plan import StagePlan
@@ -65,6 +67,7 @@ class Stage:
       data: what the method is told of the data.
       phase: how many earlier stages trained the same network.
       frozen: tells by its path which parameters the stage does not change.
+      exchange: how devices exchange gradients; None lets the compiler sum them.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Stage:
     stored: StoredTeachers | None = None
     selection: Selection | None = None
     scorer: Network | None = None
+    exchange: PerDevice | None = None
 
     @property
     def live_teachers(self) -> tuple[Network, ...]:
@@ -186,6 +190,7 @@ class Stage:
             upkeep=self.student.upkeep,
             selection=self.selection,
             scorer=None if self.scorer is None else self.scorer.apply,
+            exchange=self.exchange,
         )
 
     def augmentation_key(self, key: jax.Array) -> jax.Array:
@@ -215,6 +220,7 @@ def make_stage(
     entries: Collection[str],
     input_shape: Sequence[int],
     phase: int = 0,
+    mesh: Mesh | None = None,
 ) -> Stage:
     """Makes a stage from its plan and checks that its parts fit.
 
@@ -229,6 +235,7 @@ def make_stage(
       entries: what a batch holds beside `image`, `label` and `index`.
       input_shape: `(height, width, channels)` of the images.
       phase: how many earlier stages trained the learners.
+      mesh: the devices, for an exchange of gradients.
 
     Raises:
       ConfigError: one line that names the config key and what is wrong.
@@ -260,8 +267,6 @@ def make_stage(
         schedule = optimizers.learning_rate(
             plan.optimizer, epochs=plan.epochs, steps_per_epoch=data.steps_per_epoch
         )
-        tx = optimizers.optimizer(plan.optimizer, schedule)
-        tx = optimizers.partitioned(tx, method.optimizers, frozen)
     specs = Specs(
         student=student.spec, teachers=tuple(t.spec for t in teachers), data=data
     )
@@ -273,6 +278,18 @@ def make_stage(
                 raise ValueError(
                     f"an optimiser is given for {part!r}, which has no params"
                 )
+    exchange = _exchange(
+        f"{path}.optimizer.exchange", plan, student, method, specs, selection, mesh
+    )
+    with at(f"{path}.optimizer"):
+        tx = optimizers.optimizer(
+            plan.optimizer,
+            schedule,
+            has_momentum=exchange is not None and exchange.exchange.has_momentum,
+        )
+        tx = optimizers.partitioned(tx, method.optimizers, frozen)
+    if exchange is not None:
+        tx = exchange.optimizer(tx)
     stored = None
     if plan.targets is not None:
         stored = store_teachers(
@@ -301,7 +318,50 @@ def make_stage(
         stored=stored,
         selection=selection,
         scorer=scorer,
+        exchange=exchange,
     )
+
+
+def _exchange(
+    path: str,
+    plan: StagePlan,
+    student: Network,
+    method: Method,
+    specs: Specs,
+    selection: Selection | None,
+    mesh: Mesh | None,
+) -> PerDevice | None:
+    """How devices exchange gradients, checked against the rest of the stage."""
+    if plan.optimizer.exchange is None:
+        return None
+    if mesh is None:
+        raise ValueError("an exchange of gradients needs the mesh of the devices")
+    key = jax.random.key(0)
+    params, memory = jax.eval_shape(lambda k: method.init(k, specs), key)
+    # What these do needs all records of a batch, or all of their gradients.
+    needs = {
+        "a compressed network": student.upkeep is not None,
+        "a selection of records": selection is not None,
+        "a method that remembers": bool(jax.tree.leaves(memory)),
+        "a method with optimisers of its own": bool(method.optimizers),
+    }
+    for what, needed in needs.items():
+        if needed:
+            raise ConfigError(
+                f"{path}: devices see their own records, but {what} needs those of all "
+                "devices; leave one of them out"
+            )
+    with at(path):
+        made = optimizers.exchange(
+            plan.optimizer,
+            steps_per_epoch=specs.data.steps_per_epoch,
+            devices=mesh.shape["data"],
+        )
+        if made is None:
+            return None
+        network = jax.eval_shape(student.init, key)["params"]
+        jax.eval_shape(made.init, {"network": network, "method": params})
+        return PerDevice(made, mesh)
 
 
 def _method(

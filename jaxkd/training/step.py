@@ -28,6 +28,7 @@ from jaxkd.distill.method import (
 from jaxkd.layers import Outputs
 from jaxkd.select import Selection
 from jaxkd.training.compressed import mask_moments, masked_tree
+from jaxkd.training.exchanged import PerDevice
 from jaxkd.training.network import ApplyFn, Network, Upkeep, Variables
 from jaxkd.training.optimizers import Schedule
 from jaxkd.training.paths import path_name
@@ -181,6 +182,7 @@ def make_train_step(
     upkeep: Upkeep | None = None,
     selection: Selection | None = None,
     scorer: ApplyFn | None = None,
+    exchange: PerDevice | None = None,
 ) -> StepFn:
     """Makes `step(state, batch, teacher_variables) -> (state, metrics)`.
 
@@ -205,6 +207,9 @@ def make_train_step(
       selection: which records of the batch are trained on.
       scorer: the network whose losses rank the records of a selection that keeps some
         of them; its variables come after the teachers'. By default the student.
+      exchange: how devices exchange gradients of their own shares of the batch; batch
+        norm and batch-coupled losses see one share then. `tx` keeps its state. By
+        default the compiler sums the gradients of the global batch.
 
     Returns:
       The pure step. Its metrics are `loss`, `terms` (unweighted means, float32),
@@ -304,6 +309,16 @@ def make_train_step(
             state.selection,
         )  # fmt: skip
 
+    def whole(
+        state: TrainState,
+        batch: Batch,
+        teacher_variables: tuple[Variables, ...],
+        key: jax.Array,
+    ) -> Any:
+        return micro_step(
+            state, state.collections, state.memory, batch, teacher_variables, key
+        )
+
     def accumulated(
         state: TrainState,
         batch: Batch,
@@ -362,12 +377,14 @@ def make_train_step(
         if method.prepare is not None:
             # Apart from the keys of the micro-batches, which are counted from 0.
             batch = method.prepare(batch, jax.random.fold_in(key, _PREPARE))
-        if accumulate == 1:
-            value_and_grads = micro_step(
-                state, state.collections, state.memory, batch, teacher_variables, key
-            )
+        value_and_grad = whole if accumulate == 1 else accumulated
+        opt_state = state.opt_state
+        if exchange is None:
+            value_and_grads = value_and_grad(state, batch, teacher_variables, key)
         else:
-            value_and_grads = accumulated(state, batch, teacher_variables, key)
+            value_and_grads, opt_state = exchange.gradients(
+                value_and_grad, state, batch, teacher_variables, key
+            )
         (loss, (means, share, collections, memory, losses)), grads = value_and_grads
         chosen = state.selection
         facts: Metrics = {}
@@ -382,7 +399,7 @@ def make_train_step(
         if upkeep is not None:
             masks = upkeep.masks({"params": state.params["network"], **collections})
             grads = {**grads, "network": masked_tree(dense, masks)}
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = tx.update(grads, opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         if upkeep is not None:
             variables = upkeep.update(
