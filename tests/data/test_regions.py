@@ -12,8 +12,6 @@ from jaxkd import data
 from jaxkd.data.arrays import ArraySource
 from jaxkd.data.regions import region_fields, stream_regions
 from jaxkd.numerics import recover_labels
-from jaxkd.training.feeds import choose_resident
-from jaxkd.training.sharding import make_mesh
 
 CLASSES, RECORDS, REGIONS = 4, 5, 6
 FORMAT = "marginal_smoothing_k2"
@@ -173,12 +171,6 @@ def test_reading_in_batches_is_offered_where_the_images_offer_it(source, regions
     assert hasattr(data.with_regions(source, regions), "take")
     streamed = data.with_regions(OneByOne(source), regions)
     assert not hasattr(streamed, "take") and getattr(streamed, "take", None) is None
-    mesh = make_mesh()
-    for joined, resident in (
-        (data.with_regions(source, regions), True),
-        (streamed, False),
-    ):
-        assert choose_resident("auto", joined, mesh, supported=True) == resident
 
 
 def test_regions_are_held_once(source, regions):
