@@ -28,7 +28,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.compression import After, Arrays, Compression, State, apply_masks, register
+from jaxkd.compression import (
+    After,
+    Arrays,
+    Compression,
+    State,
+    apply_masks,
+    flatten,
+    register,
+)
 from jaxkd.layers import BatchNorm, kaiming_normal, rules
 from jaxkd.layers.convolution import Conv
 from jaxkd.sparsity.channels import Channels, find_channels
@@ -129,9 +137,10 @@ def lapp(
             raise ValueError(f"{name} must be finite and > 0, got {value}")
 
     def fit(init: Any, logits: Any, input_shape: Any) -> Compression:
+        abstract = jax.eval_shape(init, jax.random.key(0))["params"]
         pruning = _Pruning(
             channels=find_channels(init, logits, input_shape),
-            params=jax.eval_shape(init, jax.random.key(0))["params"],
+            shapes={path: x.shape for path, x in flatten(abstract).items()},
             flops=flops,
             weight=weight,
             temperature=temperature,
@@ -156,7 +165,7 @@ class _Pruning:
     """The functions of the compression `lapp` for one network."""
 
     channels: Channels
-    params: Any
+    shapes: Mapping[str, tuple[int, ...]]
     flops: float
     weight: float
     temperature: float
@@ -239,22 +248,12 @@ class _Pruning:
             gates = {} if self.bypass else self.channels.gates(path)
             gates = {**gates, f"{path}/kernel": own, f"{path}/bias": own}
             for name, belongs in gates.items():
-                shape = self.shape(name)
-                if shape is None:
+                if name not in self.shapes:
                     continue
-                gate = jnp.where(jnp.asarray(belongs) < 0, True, mask[belongs])
-                gate = gate.reshape((1,) * (len(shape) - 1) + (-1,))
+                gate = mask[belongs] | jnp.asarray(belongs < 0)
+                gate = gate.reshape((1,) * (len(self.shapes[name]) - 1) + (-1,))
                 found[name] = found[name] & gate if name in found else gate
         return found
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """The shape of a parameter, None if there is none of the name."""
-        tree = self.params
-        for part in name.split("/"):
-            if part not in tree:
-                return None
-            tree = tree[part]
-        return tuple(tree.shape)
 
     def finalise(self, learned: Arrays, state: State, params: Arrays) -> Arrays:
         masks = self.current(learned, state, params)
@@ -301,7 +300,7 @@ class _Pruning:
             return 0.0
         total = 0.0
         for path in self.pruned:
-            shape = self.shape(f"{path}/kernel") or ()
+            shape = self.shapes[f"{path}/kernel"]
             pixels = self.channels.sites[path].macs / math.prod(shape)
             total += pixels * shape[-2] * (math.prod(shape[:-2]) + shape[-1])
         return total

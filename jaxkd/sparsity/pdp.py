@@ -406,7 +406,9 @@ def hard_masks(
 
 
 def _kept(count: int, ratio: jax.Array | float) -> Any:
-    return jnp.floor((1.0 - ratio) * jnp.asarray(count, jnp.float32)).astype(jnp.int32)
+    kept = (1.0 - ratio) * jnp.asarray(count, jnp.float32)
+    # A share that was rounded in float32 must not lose a whole weight.
+    return jnp.floor(kept + 1e-3).astype(jnp.int32)
 
 
 def _square_norms(kernel: jax.Array) -> jax.Array:

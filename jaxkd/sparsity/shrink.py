@@ -122,35 +122,53 @@ def smaller(
       keep: which channels stay, as `shrink` returned it.
       train: the mode in which the network is run.
 
-    Example: `with smaller(channels, keep): module.apply(variables, images)`.
+    A function that was jitted and called outside remembers the sizes of then: jit a new
+    one. Example: `with smaller(channels, keep): module.apply(variables, images)`.
     """
     return sized(channels.sizes(keep), train=train)
 
 
-def check_connected(
+def connected(
     channels: Channels,
     keep: Keep,
     logits: Logits,
     variables: Variables,
     input_shape: Sequence[int],
-) -> None:
-    """Checks that a network without some channels connects the others as before.
+) -> dict[str, np.ndarray]:
+    """Which channels stay so that the network still connects them as before.
+
+    A network may add a shortcut where two numbers of channels are equal, and channels
+    that were taken away can make them so. Then layers with as few channels left as
+    another layer has keep one more.
 
     Args:
       channels: of the whole network.
-      keep: which channels stay.
+      keep: which channels are to stay.
       logits: of the whole network.
       variables: of the whole network, concrete or abstract.
       input_shape: `(height, width, channels)` of the images.
 
+    Returns:
+      `keep`, or with one more channel in some layers.
+
     Raises:
-      ValueError: it does not.
+      ValueError: a layer is not free, a mask does not fit it or keeps nothing, or the
+        network cannot be kept together.
     """
-    if not is_connected(channels, keep, logits, variables, input_shape):
-        raise ValueError(
-            "the network without these channels connects the others in another way; "
-            "take away others"
-        )
+    channels.check(keep)
+    stay = {path: np.array(kept) for path, kept in keep.items()}
+    if is_connected(channels, stay, logits, variables, input_shape):
+        return stay
+    taken = {channels.sites[path].features for path in channels.layers}
+    for kept in stay.values():
+        if kept.sum() in taken and not kept.all():
+            kept[np.flatnonzero(~kept)[0]] = True
+    if is_connected(channels, stay, logits, variables, input_shape):
+        return stay
+    raise ValueError(
+        "without these channels the network connects the others in another way; keep "
+        "another number of channels in some of its layers"
+    )
 
 
 def _parameters(variables: Variables, path: str) -> dict[str, Any]:
