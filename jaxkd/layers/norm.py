@@ -45,8 +45,11 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "*lead c"], train: bool
-    ) -> Float[Array, "*lead c"]:
-        """Normalises `[..., channels]`; `train` selects the batch's statistics."""
+    ) -> Float[Array, "*lead new_c"]:
+        """Normalises `[..., channels]`; `train` selects the batch's statistics.
+
+        A rule may return fewer channels.
+        """
         return rules.obey(self, self._normalised, x, train)
 
     def _normalised(self, x: jax.Array, train: bool) -> jax.Array:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxkd.layers import rules
 from jaxkd.numerics import along_axis, take_constant
 
 
@@ -51,7 +52,9 @@ def max_pool(
             f"maps of {x.shape[-3]}x{x.shape[-2]} are smaller than a window of {window}"
         )
     x = _max_pool_axis(x, -2, window, stride, padding)
-    return _max_pool_axis(x, -3, window, stride, padding)
+    x = _max_pool_axis(x, -3, window, stride, padding)
+    rules.tell("max_pool", window=window, shape=x.shape)
+    return x
 
 
 def _forward(

@@ -35,6 +35,10 @@ _train: contextvars.ContextVar[bool] = contextvars.ContextVar(
     "layer_rules_train", default=False
 )
 
+_listeners: contextvars.ContextVar[tuple[Callable[..., None], ...]] = (
+    contextvars.ContextVar("layer_rules_listeners", default=())
+)
+
 
 @contextlib.contextmanager
 def using(rule: Rule, *, train: bool) -> Iterator[None]:
@@ -62,6 +66,26 @@ def obey(layer: nn.Module, compute: Compute, *args: Any) -> Any:
     for rule in _rules.get():
         compute = functools.partial(rule, layer, compute)
     return compute(*args)
+
+
+@contextlib.contextmanager
+def listening(listener: Callable[..., None]) -> Iterator[None]:
+    """Within it, `listener(kind, **facts)` hears of functions that are no layers.
+
+    Max-pooling tells `tell("max_pool", window=..., shape=...)`, the shape being that of
+    its result; rules that put a ReLU somewhere tell `tell("relu", shape=...)`.
+    """
+    listeners = _listeners.set((*_listeners.get(), listener))
+    try:
+        yield
+    finally:
+        _listeners.reset(listeners)
+
+
+def tell(kind: str, **facts: Any) -> None:
+    """Tells those who listen what is being computed."""
+    for listener in _listeners.get():
+        listener(kind, **facts)
 
 
 def set_features(layer: Any, features: int) -> None:
