@@ -27,8 +27,8 @@ def get_config(arg=""):
     return ConfigDict(dict(
         run=("teacher", "student"),
         networks=dict(
-            teacher=dict(name="resnet8", width_factor=0.125),
-            student=dict(name="resnet8", width_factor=0.125),
+            teacher=dict(name="jaxkd_test_launch_network:make"),
+            student=dict(name="jaxkd_test_launch_network:make"),
         ),
         data=dict(source="digits", batch_size=120, augment=dict(pad_crop=1)),
         stages=dict(
@@ -44,6 +44,22 @@ def get_config(arg=""):
         log=dict(every_steps=2),
     ))
 """
+# What processes exchange does not depend on the network; this one compiles at once.
+NETWORK = """
+import flax.linen as nn
+from jaxkd.layers import BatchNorm, Outputs
+
+class Small(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        x = nn.relu(BatchNorm()(nn.Conv(8, (3, 3), strides=2)(images), train))
+        return Outputs(logits=nn.Dense(self.num_classes)(x.mean((1, 2))), taps={})
+
+def make(*, num_classes):
+    return Small(num_classes)
+"""
 STEPS = 22
 ALONE = "--config.mesh.fsdp=1"
 
@@ -52,16 +68,17 @@ ALONE = "--config.mesh.fsdp=1"
 def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("configs") / "tiny.py"
     path.write_text(CONFIG)
+    (path.parent / "jaxkd_test_launch_network.py").write_text(NETWORK)
     return path
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
+def environment(config, tmp_path_factory):
     """Two simulated devices in each process, and a cache of compiled programs."""
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{config.parent}",
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "2",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),

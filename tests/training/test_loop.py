@@ -24,13 +24,16 @@ from jaxkd.training.loop import load_variables
 from jaxkd.training.progress import TrainingFailed
 from jaxkd.training.signals import Stopped
 
+# The loop does not depend on the network; that of stored_module compiles at once.
+pytestmark = pytest.mark.usefixtures("stored_module")
 OPTIMIZER = {"name": "sgd", "learning_rate": 0.05}
+RESNET = {"name": "resnet8", "width_factor": 0.25}
 CONFIG = {
     "seed": 1,
     "run": ("teacher", "student"),
     "networks": {
-        "teacher": {"name": "resnet8", "width_factor": 0.25},
-        "student": {"name": "resnet8", "width_factor": 0.125},
+        "teacher": {"name": "network_of_stored:Network", "width": 8},
+        "student": {"name": "network_of_stored:Network", "width": 4},
     },
     "data": {"source": "digits", "batch_size": 240},
     "stages": {
@@ -83,7 +86,7 @@ def _records(path):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def plain(stored_module, tmp_path_factory):
     path = tmp_path_factory.mktemp("plain")
     return path, *_run(path, CONFIG)
 
@@ -183,6 +186,7 @@ def test_the_best_checkpoint_is_handed_on_when_asked(tmp_path):
     # A huge learning rate at the end spoils the last epochs, but stays finite.
     config = _config(
         run=("teacher",),
+        networks__teacher=RESNET,
         stages__teacher__epochs=4,
         stages__teacher__keep="best",
         stages__teacher__optimizer={
@@ -203,7 +207,7 @@ def test_the_best_checkpoint_is_handed_on_when_asked(tmp_path):
 
 
 def test_bfloat16_computes_but_parameters_and_losses_stay_float32(tmp_path):
-    config = _config(run=("teacher",), precision="bfloat16")
+    config = _config(run=("teacher",), precision="bfloat16", networks__teacher=RESNET)
     setup, workdir, summary = _run(tmp_path, config)
     variables = load_variables(setup, workdir, "teacher", ["teacher"])
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
