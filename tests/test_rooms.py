@@ -36,7 +36,10 @@ def imported_modules(path: pathlib.Path) -> set[str]:
     """Modules of jaxkd that a file imports, also inside functions, or uses by name."""
     package = ["jaxkd", *path.relative_to(ROOT / "jaxkd").parts[:-1]]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    # What a module does as a command is no part of what it is for others.
+    tree.body = [node for node in tree.body if not is_command(node)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -51,6 +54,13 @@ def imported_modules(path: pathlib.Path) -> set[str]:
             # `import jaxkd` gives every room as an attribute.
             found.add(f"{node.value.id}.{node.attr}")
     return {name for name in found if name.startswith("jaxkd.")}
+
+
+def is_command(node: ast.stmt) -> bool:
+    """Whether a statement is `if __name__ == "__main__":`."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == (
+        "__name__ == '__main__'"
+    )
 
 
 # jaxkd/__init__.py names every room and imports none (tests/test_import.py).
@@ -84,6 +94,8 @@ def test_imports_run_downwards_only(path):
         ("import jaxkd\nx = jaxkd.losses.kd", {"jaxkd.losses"}),
         ("import jaxkd", set()),
         ("import jax\nfrom jaxkdx import y", set()),
+        ("if __name__ == '__main__':\n  import jaxkd.main", set()),
+        ("if __name__ != '__main__':\n  import jaxkd.main", {"jaxkd.main"}),
     ],
 )
 def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch, source, found):

@@ -114,7 +114,7 @@ def _count(jaxpr: Any, live_outputs: Sequence[bool]) -> tuple[int, list[bool]]:
     live = {
         var
         for var, wanted in zip(jaxpr.outvars, live_outputs, strict=True)
-        if wanted and not _is_literal(var)
+        if wanted and not is_literal(var)
     }
     macs = 0
     for equation in reversed(jaxpr.eqns):
@@ -126,7 +126,7 @@ def _count(jaxpr: Any, live_outputs: Sequence[bool]) -> tuple[int, list[bool]]:
         live.update(
             var
             for var, read in zip(equation.invars, reads, strict=True)
-            if read and not _is_literal(var)
+            if read and not is_literal(var)
         )
     return macs, [var in live for var in jaxpr.invars]
 
@@ -139,7 +139,7 @@ def _count_equation(equation: Any, wanted: list[bool]) -> tuple[int, list[bool]]
         return _dot_macs(equation), everything
     if name == "conv_general_dilated":
         return _convolution_macs(equation), everything
-    bodies = [_open(body) for body in _sub_jaxprs(equation.params)]
+    bodies = [open_jaxpr(body) for body in sub_jaxprs(equation.params)]
     if not bodies:
         return 0, everything
     if name == "scan":
@@ -166,23 +166,31 @@ def _count_equation(equation: Any, wanted: list[bool]) -> tuple[int, list[bool]]
     return sum(_count_all(body) for body in bodies), everything
 
 
+def count_equation(equation: Any) -> int:
+    """The multiply-accumulates of one equation, whatever of its results is read."""
+    return _count_equation(equation, [True] * len(equation.outvars))[0]
+
+
 def _count_all(jaxpr: Any) -> int:
     return _count(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
-def _is_literal(atom: Any) -> bool:
+def is_literal(atom: Any) -> bool:
+    """Whether an operand of a jaxpr is a number and no variable."""
     return hasattr(atom, "val")
 
 
-def _open(jaxpr: Any) -> Any:
+def open_jaxpr(jaxpr: Any) -> Any:
+    """The jaxpr in a closed one, or itself."""
     return getattr(jaxpr, "jaxpr", jaxpr)
 
 
-def _sub_jaxprs(params: dict[str, Any]) -> list[Any]:
+def sub_jaxprs(params: dict[str, Any]) -> list[Any]:
+    """The jaxprs among the parameters of an equation."""
     found = []
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
-            if hasattr(_open(item), "eqns"):
+            if hasattr(open_jaxpr(item), "eqns"):
                 found.append(item)
     return found
 
@@ -216,3 +224,11 @@ def _convolution_macs(equation: Any) -> int:
         pixels = starts[:, None] + np.arange(kernel[kernel_axis]) * gap
         macs *= int((pixels % spread == 0).sum())
     return macs
+
+
+if __name__ == "__main__":
+    import sys
+
+    from jaxkd.training.cost_table import main
+
+    sys.exit(main())

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxkd import models
-from jaxkd.analysis.costs import _open, _sub_jaxprs, count_costs
+from jaxkd.analysis.costs import count_costs, open_jaxpr, sub_jaxprs
 from jaxkd.layers import convolution as module
 from jaxkd.layers.convolution import Conv, convolution, plain_convolutions
 from jaxkd.layers.remat import maybe_remat
@@ -68,8 +68,8 @@ def primitives(function, *args):
     def walk(jaxpr):
         for equation in jaxpr.eqns:
             found[equation.primitive.name] += 1
-            for sub in _sub_jaxprs(equation.params):
-                walk(_open(sub))
+            for sub in sub_jaxprs(equation.params):
+                walk(open_jaxpr(sub))
 
     walk(jax.make_jaxpr(function)(*args).jaxpr)
     return found
