@@ -137,10 +137,12 @@ def lapp(
             raise ValueError(f"{name} must be finite and > 0, got {value}")
 
     def fit(init: Any, logits: Any, input_shape: Any) -> Compression:
-        abstract = jax.eval_shape(init, jax.random.key(0))["params"]
+        params = jax.eval_shape(
+            lambda key: flatten(init(key)["params"]), jax.random.key(0)
+        )
         pruning = _Pruning(
             channels=find_channels(init, logits, input_shape),
-            shapes={path: x.shape for path, x in flatten(abstract).items()},
+            shapes={path: x.shape for path, x in params.items()},
             flops=flops,
             weight=weight,
             temperature=temperature,

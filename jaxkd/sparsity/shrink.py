@@ -1,8 +1,7 @@
 """Smaller networks from networks with closed channels.
 
 A channel is *closed* if its kernel column and bias are zero and so are the scale and
-bias of every norm, and the kernel and bias of every depthwise convolution, that it goes
-through. Then it is zero after the norm, stays zero through every activation with
+bias of every norm, and the bias of every depthwise convolution, that it goes through. Then it is zero after the norm, stays zero through every activation with
 f(0) = 0 (ReLU, ReLU6, GELU, Swish) and every pooling, and adds nothing to what reads
 it. So the network without the channel computes the same numbers. A masked kernel column
 alone is not enough: a norm would make the constant `bias - mean * scale / sqrt(var)` of
@@ -54,7 +53,9 @@ def open_channels(channels: Channels, variables: Variables) -> dict[str, np.ndar
             is_open |= _by_output(x) != 0
         for site in _passed(channels, path):
             width = site.features // len(site.owner)
-            for x in _parameters(variables, site.path).values():
+            for name, x in _parameters(variables, site.path).items():
+                if name == "kernel":
+                    continue  # of a depthwise convolution, which reads zeros
                 used = (_by_output(x) != 0).reshape(-1, width).any(-1)
                 mine = site.owner == index
                 np.logical_or.at(is_open, site.channel[mine], used[mine])

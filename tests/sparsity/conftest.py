@@ -14,7 +14,10 @@ from jaxkd import distill
 from jaxkd.compression import flatten
 from jaxkd.data import Augmentation
 from jaxkd.distill.method import DataSpec
-from jaxkd.layers import Outputs
+from jaxkd.layers import BatchNorm, Outputs
+from jaxkd.layers.convolution import Conv
+from jaxkd.layers.dense import Dense
+from jaxkd.sparsity.channels import find_channels
 from jaxkd.training import from_linen, init_state, make_train_step
 from jaxkd.training.compressed import compressed, split
 
@@ -31,6 +34,49 @@ class Tiny(nn.Module):
         x = nn.relu(nn.Conv(8, (3, 3), name="body")(x))
         x = nn.relu(nn.Dense(16, name="hidden")(x.mean((1, 2))))
         return Outputs(logits=nn.Dense(3, name="head")(x), taps={})
+
+
+class Deep(nn.Module):
+    """A convolution and a depthwise one with norms, a dense layer, a classifier."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        x = Conv(6, (3, 3), name="first")(images)
+        x = nn.relu(BatchNorm(name="norm")(x, train))
+        x = Conv(6, (3, 3), feature_group_count=6, use_bias=False, name="deep")(x)
+        x = nn.relu(BatchNorm(name="deep_norm")(x, train))
+        x = nn.relu(Dense(5, name="hidden")(x.mean((1, 2))))
+        return Outputs(logits=Dense(3, name="head")(x), taps={})
+
+
+@dataclasses.dataclass
+class ChannelNetwork:
+    """`Deep` as functions, with what is known of its channels."""
+
+    module: Any
+    init: Any
+    logits: Any
+    shape: Any
+    variables: Any
+    channels: Any
+
+
+@pytest.fixture(scope="session")
+def channel_network():
+    module, shape = Deep(), (6, 6, 3)
+    images = jnp.zeros((1, *shape))
+
+    def init(key):
+        return dict(module.init(key, images, train=False))
+
+    def logits(variables, x):
+        return module.apply(variables, x, train=False).logits
+
+    variables = jax.jit(init)(jax.random.key(0))
+    # No parameter is zero.
+    variables = jax.tree.map(lambda x: x + 0.1, variables)
+    channels = find_channels(init, logits, shape)
+    return ChannelNetwork(module, init, logits, shape, variables, channels)
 
 
 @dataclasses.dataclass
@@ -77,8 +123,17 @@ class Trained:
 def start():
     """`start(compression, epochs=..., steps_per_epoch=...)` begins a stage."""
 
-    def make(compression, *, epochs=5, steps_per_epoch=4, seed=0, batch_size=8):
-        student = compressed(from_linen("student", Tiny(), SHAPE), compression, SHAPE)
+    def make(
+        compression,
+        *,
+        epochs=5,
+        steps_per_epoch=4,
+        seed=0,
+        batch_size=8,
+        module=None,
+    ):
+        network = from_linen("student", module or Tiny(), SHAPE)
+        student = compressed(network, compression, SHAPE)
         method = distill.create("ce")
         tx = optax.sgd(0.1, momentum=MOMENTUM)
         data = DataSpec(
@@ -110,3 +165,9 @@ def start():
         return Trained(student, state, jax.jit(step), batch)
 
     return make
+
+
+@pytest.fixture
+def start_deep(start):
+    """`start` with the network whose channels can be taken away."""
+    return lambda part, **options: start(part, module=Deep(), **options)
