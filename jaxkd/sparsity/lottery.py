@@ -53,7 +53,7 @@ def lottery(
       scope: which kernels are sparse; options of `jaxkd.sparsity.masks.Scope`.
 
     Raises:
-      ValueError: an impossible value; in the first step, a round that ends before the
+      ValueError: an impossible value; from the update, a round that ends before the
         weights are stored or after the stage.
 
     Reference: Frankle and Carbin, "The lottery ticket hypothesis: finding sparse,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
@@ -270,6 +271,8 @@ def make_stage(
     specs = Specs(
         student=student.spec, teachers=tuple(t.spec for t in teachers), data=data
     )
+    with at(path):
+        _check_upkeep(student, data.steps_per_epoch, plan.epochs)
     with at(f"{path}.method"):
         params, _ = jax.eval_shape(lambda k: method.init(k, specs), jax.random.key(0))
         names = [path_name(p) for p, _ in jax.tree.leaves_with_path(params)]
@@ -362,6 +365,30 @@ def _exchange(
         network = jax.eval_shape(student.init, key)["params"]
         jax.eval_shape(made.init, {"network": network, "method": params})
         return PerDevice(made, mesh)
+
+
+def _check_upkeep(student: Network, steps_per_epoch: int, epochs: int) -> None:
+    """Traces what the student wants done after a step, which may not fit the stage.
+
+    Raises:
+      ValueError: from a compression whose steps do not fit.
+    """
+    upkeep = student.upkeep
+    if upkeep is None:
+        return
+
+    def update(key: jax.Array) -> Variables:
+        variables = student.init(key)
+        return upkeep.update(
+            variables,
+            variables["params"],
+            key=key,
+            step=jnp.zeros((), jnp.int32),
+            steps_per_epoch=steps_per_epoch,
+            total_steps=steps_per_epoch * epochs,
+        )
+
+    jax.eval_shape(update, jax.random.key(0))
 
 
 def _method(

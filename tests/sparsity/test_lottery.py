@@ -6,6 +6,8 @@ import pytest
 
 from jaxkd import compression
 from jaxkd.sparsity import lottery as lottery_lib
+from jaxkd.training import Plan, make_setup
+from jaxkd.training.schema import ConfigError
 
 SIZES = {"body/kernel": 288, "hidden/kernel": 128}
 
@@ -116,3 +118,19 @@ def test_rounds_that_do_not_fit_the_stage(options):
 def test_impossible_options(options, message):
     with pytest.raises(ValueError, match=message):
         compression.create("lottery", **options)
+
+
+def test_a_stage_that_is_too_short_is_a_mistake_in_the_plan():
+    optimizer = dict(name="sgd", learning_rate=0.1)
+    ticket = dict(lottery=dict(rounds=2, rewind_epoch=1.0))
+    plan = Plan.from_config(
+        dict(
+            data=dict(source="digits", batch_size=64),
+            networks=dict(n=dict(name="resnet8", width_factor=0.125, compress=ticket)),
+            stages=dict(n=dict(method=dict(ce={}), optimizer=optimizer, epochs=2)),
+            run=("n",),
+        )
+    )
+    message = "config.stages.n: lottery: weights are stored at step 22 and rounds end"
+    with pytest.raises(ConfigError, match=message):
+        make_setup(plan)
