@@ -22,7 +22,7 @@ Recipe for CIFAR-100, that of Sparse-IFT's code: SGD with Nesterov momentum 0.9,
 5e-4 on all parameters; crop with padding 4 and flip. Masks change every 100 steps
 during the first three quarters.
 
-Hardware and time: `digits` two minutes on a laptop; CIFAR-100 one GPU, hours, and has
+Hardware and time: `digits` a few minutes on a CPU; CIFAR-100 one GPU, hours, and has
 not been trained in full yet. Masks are simulated: sparse networks train no faster.
 """
 
