@@ -26,7 +26,6 @@ from typing import Any
 
 import measuring
 import trials
-from measuring import Mistake
 
 SHARES = (0.2, 0.5, 0.8)
 PROXY_WIDTH = 0.5
@@ -128,16 +127,7 @@ def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
     """Measures what the command line asks for."""
     options = parse(arguments)
     task = trials.task_of(options)
-    wanted = all_trials(task)
-    if options.trials is not None:
-        chosen = [name.strip() for name in options.trials.split(";")]
-        unknown = [name for name in chosen if name not in wanted]
-        if unknown:
-            raise Mistake(
-                f"--trials: no trial {unknown[0]!r}; separate names of "
-                f"{'; '.join(wanted)} with semicolons"
-            )
-        wanted = {name: wanted[name] for name in chosen}
+    wanted = trials.choose(all_trials(task), options.trials)
 
     def work(options: Any) -> dict[str, Any]:
         steps = overhead(task, options)

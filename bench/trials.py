@@ -77,6 +77,26 @@ def task_of(options: Any, **changes: Any) -> Task:
     return Task(**{**given, **changes})
 
 
+def choose(
+    trials: Mapping[str, Mapping[str, Any]], names: str | None
+) -> dict[str, Mapping[str, Any]]:
+    """The trials that a command line names, separated by semicolons; None for all.
+
+    Raises:
+      Mistake: there is no such trial.
+    """
+    if names is None:
+        return dict(trials)
+    chosen = [name.strip() for name in names.split(";")]
+    for name in chosen:
+        if name not in trials:
+            raise Mistake(
+                f"--trials: no trial {name!r}; separate names of {'; '.join(trials)} "
+                "with semicolons"
+            )
+    return {name: trials[name] for name in chosen}
+
+
 def config(task: Task, trial: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The config of a trial.
 
@@ -129,14 +149,17 @@ def run(task: Task, trial: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
       `accuracy` and its `deviation` over seeds (percent), `by_seed`, `params` and
-      `macs` of the network, `training_macs` of all its steps and seeds (as the program
-      asks for them), the last `facts` of its log, `seconds`.
+      `macs` of the network, its `effective_macs` and `weight_bytes` without what is
+      masked, `training_macs` of all its steps and seeds (as the program asks for
+      them), the last `facts` of its log, `seconds`.
 
     Raises:
       Mistake: the config is wrong.
     """
     from jaxkd.training import ConfigError, Plan, StopSignal, Workdir, make_setup
     from jaxkd.training import run as train
+    from jaxkd.training.cost_table import costs_of
+    from jaxkd.training.loop import load_variables
 
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -148,6 +171,13 @@ def run(task: Task, trial: Mapping[str, Any]) -> dict[str, Any]:
         workdir.claim(setup.plan)
         with StopSignal() as stop:
             summary = train(setup, workdir, command="bench", stop=stop)
+        finished = [stage["name"] for stage in summary["stages"]]
+        variables = load_variables(setup, workdir, "student", finished)
+        sizes = costs_of(
+            setup.networks["student"],
+            setup.seeds.each(variables)[0],
+            setup.train.info.image_shape,
+        )
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     last = [r for r in records if r["kind"] == "train" and r["stage"] == "student"][-1]
@@ -159,6 +189,8 @@ def run(task: Task, trial: Mapping[str, Any]) -> dict[str, Any]:
         "by_seed": [round(score, 2) for score in scores],
         "params": costs.params,
         "macs": costs.macs,
+        "effective_macs": sizes.total("effective_macs"),
+        "weight_bytes": sizes.total("bytes"),
         "training_macs": _training_macs(summary),
         "facts": last.get("facts", {}),
         "seconds": round(time.monotonic() - start, 1),
@@ -196,14 +228,15 @@ def table(results: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> s
       results: of `run`, by name.
       columns: facts to show beside the accuracy.
     """
-    head = ["trial", "accuracy, %", "training GMAC", *columns]
+    head = ["trial", "accuracy, %", "MMAC", "effective MMAC", "training GMAC", *columns]
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
     for name, result in results.items():
         macs, facts = result["training_macs"], result["facts"]
         told = [f"{facts[c]:.3g}" if c in facts else "" for c in columns]
         score = f"{result['accuracy']:.1f} ± {result['deviation']:.1f}"
         cost = "" if macs is None else f"{macs / 1e9:,.0f}"
-        lines.append(f"| {' | '.join([name, score, cost, *told])} |")
+        macs = [f"{result[k] / 1e6:,.1f}" for k in ("macs", "effective_macs")]
+        lines.append(f"| {' | '.join([name, score, *macs, cost, *told])} |")
     return "\n".join(lines)
 
 

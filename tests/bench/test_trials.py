@@ -119,11 +119,14 @@ def test_a_run_tells_accuracy_over_seeds_and_costs(trials, task):
     # Five steps of two seeds; a step is about three forward passes of a batch.
     expected = 5 * 2 * 240 * 3 * result["macs"]
     assert result["training_macs"] == pytest.approx(expected, rel=0.1)
+    assert result["effective_macs"] == result["macs"]
+    assert result["weight_bytes"] == 4 * result["params"]
     assert result["facts"]["records_selected"] == 0.5
     table = trials.table(results, ("records_selected", "data_used"))
     lines = table.splitlines()
     assert lines[0] == (
-        "| trial | accuracy, % | training GMAC | records_selected | data_used |"
+        "| trial | accuracy, % | MMAC | effective MMAC | training GMAC | "
+        "records_selected | data_used |"
     )
     assert lines[2].startswith(f"| half | {result['accuracy']:.1f} ± ")
     assert lines[2].endswith("| 0.5 |  |")
