@@ -1,5 +1,6 @@
 """Strict defaults for every test: see docs/development.md."""
 
+import gc
 import os
 import shutil
 import sys
@@ -36,6 +37,36 @@ _checker = types.ModuleType("jaxkd_test_typechecker")
 _checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 sys.modules[_checker.__name__] = _checker
 jaxtyping.install_import_hook("jaxkd", f"{_checker.__name__}.check")
+
+
+# A process that has grown beyond this forgets its compiled programs. After every file
+# would cost more time than it is worth: files share many small programs.
+_MUCH_MEMORY = 2 * 2**30
+
+
+def _memory():
+    """The bytes of this process that lie in memory; infinite where unknown."""
+    pages = Path("/proc/self/statm")
+    if not pages.exists():
+        return float("inf")
+    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def pytest_collection_finish():
+    """What is imported stays: the garbage collector need not look at it each time."""
+    gc.collect()
+    gc.freeze()
+    # Tracing makes many small objects, few of them in cycles.
+    gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """Compiled programs do not pile up from file to file."""
+    yield
+    if _memory() > _MUCH_MEMORY:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_sessionfinish(session):

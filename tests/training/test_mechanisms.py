@@ -72,12 +72,14 @@ def test_banks_predictions_and_own_optimisers_resume_exactly(tmp_path, monkeypat
         "simkd": {},
     }
     config = changed(
+        run=("student",),
+        networks__teacher__frozen=True,
         stages__student__method=method,
         stages__student__epochs=2,
         stages__student__ema=0.9,
     )
     setup, workdir, _ = finish(tmp_path / "unbroken", config)
-    done = ["teacher", "student"]
+    done = ["student"]
     expected = load_variables(setup, workdir, "student", done)
 
     stopped = tmp_path / "stopped"
@@ -98,9 +100,13 @@ def test_banks_predictions_and_own_optimisers_resume_exactly(tmp_path, monkeypat
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-def test_students_that_learn_together_are_judged_and_handed_on_apart(tmp_path):
+def test_students_that_learn_together_are_judged_and_handed_on_apart(
+    stored_module, tmp_path
+):
+    network = {"name": "network_of_stored:Network"}
     config = changed(
         run=("student", "after"),
+        networks={name: network for name in ("student", "peer", "teacher")},
         stages__student={
             "learner": ("student", "peer"),
             "method": {"dml": {"students": 2}},

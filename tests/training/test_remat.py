@@ -86,7 +86,7 @@ class Case:
             data=self.data,
             ema=ema,
         )
-        self.teachers = lambda: (teacher.init(jax.random.key(1)),)
+        self.teachers = jax.jit(lambda: (teacher.init(jax.random.key(1)),))
         rng = np.random.default_rng(0)
         self.batch = {
             "image": rng.normal(size=(size, *image)).astype(np.float32),
@@ -111,9 +111,9 @@ class Case:
 
     def steps(self, count=2):
         step = jax.jit(self.step)
-        state, metrics = self.state(), None
+        state, teachers, metrics = jax.jit(self.state)(), self.teachers(), None
         for _ in range(count):
-            state, metrics = step(state, self.batch, self.teachers())
+            state, metrics = step(state, self.batch, teachers)
         return jax.device_get((state.replace(key=jnp.zeros(())), metrics))
 
 
