@@ -1,14 +1,23 @@
 """Vector-quantised kernels on disk: the same kernels, and the bytes they take."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.compression import create
+from jaxkd.compression import create, flatten
+from jaxkd.main import main
 from jaxkd.sparsity import vq
 from jaxkd.sparsity.vq_file import coded, load, pack, save, unpack
+from jaxkd.training import Plan, Workdir, make_setup
+from jaxkd.training.compressed import split
+from jaxkd.training.config import load_config
+from jaxkd.training.loop import load_variables
 
+ROOT = Path(__file__).resolve().parents[2]
 SHAPES = {"a/conv/kernel": (3, 3, 8, 10), "b/kernel": (50, 13)}
 
 
@@ -71,3 +80,33 @@ def test_what_is_not_quantised_is_not_stored(tmp_path):
     np.savez(tmp_path / "other.npz", x=jnp.ones(2))
     with pytest.raises(ValueError, match="holds no vector-quantised kernels"):
         load(tmp_path / "other.npz")
+
+
+@pytest.mark.slow
+def test_the_smoke_config_runs_and_its_kernels_are_stored(tmp_path):
+    config = ROOT / "configs" / "vq.py"
+    workdir = tmp_path / "run"
+    overrides = [
+        f"--config.networks.{name}.width_factor=0.5"
+        for name in ("float", "low_rank", "student")
+    ]
+    arguments = [f"--config={config}:smoke", f"--workdir={workdir}", *overrides]
+    assert main([*arguments, "--config.data.batch_size=128"]) == 0
+    summary = json.loads((workdir / "summary.json").read_text())
+    names = ["float", "low_rank", "student"]
+    assert list(summary["results"]) == names
+
+    settings = load_config(f"{config}:smoke")
+    for name in names:
+        settings["networks"][name]["width_factor"] = 0.5
+    settings["data"]["batch_size"] = 128
+    setup = make_setup(Plan.from_config(settings))
+    variables = load_variables(setup, Workdir(workdir), "student", names)
+    own, found, _ = split(variables)
+    kernels = flatten(own["params"])
+    found = {path.removeprefix("lr2vq/"): x for path, x in found.items()}
+    quantizer = vq.Quantizer(size=9, dim=4, clusters=16)
+    shapes = {path: kernels[path].shape for path in vq.by_kernel(found)}
+    save(tmp_path / "kernels.npz", coded(found, quantizer, shapes))
+    for name, one in load(tmp_path / "kernels.npz").items():
+        np.testing.assert_allclose(one.kernel(), kernels[name], rtol=1e-6, atol=1e-6)
