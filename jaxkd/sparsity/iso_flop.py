@@ -152,8 +152,8 @@ def check_branches(sparsity: float) -> None:
     count = branches(sparsity)
     cost = count * (1 - sparsity)
     if abs(cost - 1) > TOLERANCE:
-        fits = [1 - 1 / n for n in (math.floor(1 / (1 - sparsity)),)]
-        fits.append(1 - 1 / (math.floor(1 / (1 - sparsity)) + 1))
+        below = math.floor(1 / (1 - sparsity))
+        fits = [1 - 1 / n for n in (below, below + 1)]
         raise ValueError(
             f"sparsity {sparsity} is not iso-FLOP: {count} branches cost {cost:.3g} of "
             f"the dense layer; take {fits[0]:.4g} or {fits[1]:.4g}, or set "
