@@ -350,7 +350,10 @@ with StopSignal() as stop:
 def started_locally(*command):
     """Two processes that are ready, in a session of their own as in a terminal."""
     process = start({**os.environ, "GRACE": "60"}, *command, processes=2)
-    assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+    ready = [process.stdout.readline() for _ in range(2)]
+    if ready != ["ready\n"] * 2:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(f"{ready}, {process.communicate()}")
     return process
 
 
