@@ -158,8 +158,8 @@ def run(task: Task, trial: Mapping[str, Any]) -> dict[str, Any]:
     """
     from jaxkd.training import ConfigError, Plan, StopSignal, Workdir, make_setup
     from jaxkd.training import run as train
-    from jaxkd.training.cost_table import costs_of
     from jaxkd.training.loop import load_variables
+    from jaxkd.training.networks import costs_of
 
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

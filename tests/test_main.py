@@ -520,6 +520,7 @@ hlfd hlfd:smoke hlfd:sample,method=hifd hlfd:lits hlfd:kits kd kd:smoke
 kd:resnet32x4-resnet8x4 kd:wrn_40_2-wrn_16_2 meal meal:v2-own meal:v1 meal:smoke
 meal:cifar100 mgd_ssss mgd_ssss:smoke nkd nkd:smoke nkd:cifar100 nkd:cifar100-effective
 residual_free residual_free:smoke residual_free:cifar100-20 residual_free:cifar100-110
+hard_batches hard_batches:smoke hard_batches:kd hard_batches:cifar100
 sparse sparse:smoke sparse:static sparse:rigl sparse:granet-kd sparse:gmp-kd
 sparse_ift sparse_ift:smoke sparse_ift:doped-kd-0.9 sparse_ift:smoke-factorized-kd
 teacher_assistant teacher_assistant:smoke teacher_assistant:cifar100 uskd uskd:smoke

@@ -105,6 +105,7 @@ def point_chart(
     *,
     label: str,
     x_label: str,
+    frontier: str | None = None,
     size: tuple[float, float] = (3.5, 2.0),
 ) -> str:
     """Draws points over a positive quantity on a logarithmic axis.
@@ -113,6 +114,8 @@ def point_chart(
       series: the points; those without finite values are left out.
       label: text alternative of the picture, different for every one of a page.
       x_label: label of the horizontal axis.
+      frontier: "higher" or "lower", what is better: a line joins the points that no
+        other surpasses at their cost; None for no line.
       size: width and height in inches; the page scales the picture to its column.
 
     Returns:
@@ -126,6 +129,10 @@ def point_chart(
     series = _with_values(series)
 
     def draw(axes: Any) -> None:
+        if frontier is not None:
+            x, y = pareto_frontier(series, higher=frontier == "higher")
+            if len(x) > 1:
+                axes.plot(x, y, color=_MUTED, linewidth=1, zorder=1)
         for i, points in enumerate(series):
             axes.plot(
                 points.x,
@@ -144,6 +151,32 @@ def point_chart(
         axes.xaxis.set_minor_formatter(ticker.NullFormatter())
 
     return _chart(draw, series, label=label, x_label=x_label, size=size)
+
+
+def pareto_frontier(
+    series: Sequence[Series], *, higher: bool
+) -> tuple[list[float], list[float]]:
+    """The points that no other one surpasses at the same cost or less.
+
+    Args:
+      series: the points; their cost is `x`.
+      higher: whether larger values are better.
+
+    Returns:
+      Their costs, ascending, and their values.
+    """
+    sign = 1.0 if higher else -1.0
+    pairs = [
+        (float(x), float(y))
+        for points in series
+        for x, y in zip(points.x, points.y, strict=True)
+        if math.isfinite(x) and math.isfinite(y)
+    ]
+    best: list[tuple[float, float]] = []
+    for x, y in sorted(pairs, key=lambda pair: (pair[0], -sign * pair[1])):
+        if not best or sign * y > sign * best[-1][1]:
+            best.append((x, y))
+    return [x for x, _ in best], [y for _, y in best]
 
 
 def moving_mean(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:

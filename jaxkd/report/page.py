@@ -134,7 +134,13 @@ def _view(run: Run, key: str, *, alone: bool) -> RunView:
         table=tables.build_table(run.summary),
         notes=[*run.notes, *_caution(run)],
         overview=[
-            c for c in (stages.overview(run), stages.trade_off(run)) if c is not None
+            chart
+            for chart in (
+                stages.overview(run),
+                stages.trade_off(run),
+                stages.size_trade_off(run),
+            )
+            if chart is not None
         ],
         goal=predicted[-1] if predicted else "",
         stored=len(run.predictions.get("truth", ())),

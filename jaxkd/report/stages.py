@@ -130,13 +130,46 @@ def overview(run: Run) -> Chart | None:
 
 
 def trade_off(run: Run) -> Chart | None:
-    """The main metric of all networks against what they cost."""
-    metric = naming.describe(main_metric(run))
+    """The main metric of all networks against their operations."""
     costs = run.summary.get("costs", {})
+    sparse = any("effective_macs" in cost for cost in costs.values())
+    found = {
+        name: number(cost.get("effective_macs", cost.get("macs")))
+        for name, cost in costs.items()
+    }
+    what = "multiply-adds"
+    x_label = "multiply-adds of one image" + (
+        ", masked ones left out" if sparse else ""
+    )
+    return _trade_off(run, found, what, "million", 1e6, x_label)
+
+
+def size_trade_off(run: Run) -> Chart | None:
+    """The main metric against the bytes of the weights, where some are compressed."""
+    costs = run.summary.get("costs", {})
+    if not any("weight_bytes" in cost for cost in costs.values()):
+        return None
+    found = {
+        name: number(cost.get("weight_bytes", 4 * number(cost.get("params"))))
+        for name, cost in costs.items()
+    }
+    return _trade_off(run, found, "bytes", "KiB", 1024, "bytes of the weights")
+
+
+def _trade_off(
+    run: Run,
+    costs: Mapping[str, float],
+    what: str,
+    unit: str,
+    scale: float,
+    x_label: str,
+) -> Chart | None:
+    """The main metric against a cost; a line joins what no other network surpasses."""
+    metric = naming.describe(main_metric(run))
     points = [
         Series(
             name=name,
-            x=[number(costs.get(name, {}).get("macs"))],
+            x=[costs.get(name, math.nan)],
             y=[metric.scale * number(result.get(main_metric(run)))],
             style=run.networks.index(name),
         )
@@ -145,14 +178,14 @@ def trade_off(run: Run) -> Chart | None:
     points = [p for p in points if p.defined.size and p.x[0] > 0]
     if len(points) < 2:
         return None
-    label = f"{run.name}: {metric.heading} against multiply-adds. " + "; ".join(
-        f"{p.name}: {p.y[0]:.4g} at {p.x[0] / 1e6:.4g} million" for p in points
+    label = f"{run.name}: {metric.heading} against {what}. " + "; ".join(
+        f"{p.name}: {p.y[0]:.4g} at {p.x[0] / scale:.4g} {unit}" for p in points
     )
     svg = point_chart(
-        points, label=label, x_label="multiply-adds of one image", size=(4.6, 2.5)
+        points, label=label, x_label=x_label, frontier=metric.better, size=(4.6, 2.5)
     )
     return Chart(
-        title=f"{metric.heading} against cost",
+        title=f"{metric.heading} against {what}",
         hint="up and to the left is better"
         if metric.better == "higher"
         else "down and to the left is better",

@@ -283,6 +283,17 @@ def _cost_columns(
             _cost_cells([value / unit for value in macs]),
         ),
     ]
+    kept = [number(costs.get(name, {}).get("density")) for name in networks]
+    if any(math.isfinite(value) for value in kept):
+        title = (
+            "share of the weights that take part, in per cent; a dense machine "
+            "computes the others as well"
+        )
+        cells = [
+            Cell(f"{100 * value:.1f}" if math.isfinite(value) else "100")
+            for value in kept
+        ]
+        columns.append((Column("density (%)", None, title), cells))
     sent = [number(costs.get(name, {}).get("bytes_sent")) for name in networks]
     if any(math.isfinite(value) for value in sent):
         title = "bytes that a network cut in two sends between its parts for one image"

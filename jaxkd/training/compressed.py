@@ -43,7 +43,6 @@ def compressed(
     Raises:
       ValueError: the compression finds nothing to compress, or cannot.
     """
-
     if compression.fit is not None:
 
         def logits(variables: Variables, images: jax.Array) -> jax.Array:

@@ -11,19 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from jaxkd.analysis.layer_costs import (
-    NetworkCosts,
-    layer_costs,
-    mask_densities,
-    xla_flops,
-)
+from jaxkd.analysis.layer_costs import xla_flops
 from jaxkd.training.assembly import untrained
 from jaxkd.training.config import apply_overrides, load_config, parse_overrides
 from jaxkd.training.loop import load_variables
 from jaxkd.training.network import Network, Variables
+from jaxkd.training.networks import costs_of
 from jaxkd.training.plan import Plan
 from jaxkd.training.schema import ConfigError
 from jaxkd.training.setup import Setup, make_setup
@@ -73,27 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     return 0
-
-
-def costs_of(
-    network: Network, variables: Variables, shape: Sequence[int]
-) -> NetworkCosts:
-    """Costs of a network for one image in evaluation, masks taken into account.
-
-    Args:
-      network: the network.
-      variables: its variables; concrete if the network is masked.
-      shape: `(height, width, channels)` of the image.
-    """
-    densities = {}
-    if network.upkeep is not None:
-        densities = mask_densities(network.upkeep.masks(variables))
-    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-
-    def logits(variables: Any, images: jax.Array) -> jax.Array:
-        return network.apply(variables, images, train=False, key=None)[0].logits
-
-    return layer_costs(logits, variables, images, densities=densities)
 
 
 def describe(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from jaxkd.training.assembly import Known, abstract_state, untrained
 from jaxkd.training.checkpoints import Checkpoints
 from jaxkd.training.evaluation import Evaluation
 from jaxkd.training.network import Variables
+from jaxkd.training.networks import costs_of
 from jaxkd.training.runner import (
     Results,
     StageRunner,
@@ -19,6 +20,7 @@ from jaxkd.training.runner import (
 from jaxkd.training.seeds import mean_of, spread_of
 from jaxkd.training.setup import Setup
 from jaxkd.training.signals import StopSignal
+from jaxkd.training.stage import Stage
 from jaxkd.training.workdir import MetricsWriter, Workdir, describe_device, versions
 
 
@@ -61,6 +63,7 @@ def run(
                 continue
             runner = StageRunner(setup, stage, workdir, writer, evaluation, stop)
             trained, record, metrics = runner.run(known, finished)
+            _add_sizes(summary, setup, trained)
             known.keep(trained)
             # A later stage may split what is kept, and nothing else may hold it whole.
             del trained
@@ -73,6 +76,24 @@ def run(
     finally:
         writer.close()
     return summary
+
+
+def _add_sizes(
+    summary: dict[str, Any], setup: Setup, trained: Mapping[str, Variables]
+) -> None:
+    """Adds what networks cost without what is masked; of several seeds the first."""
+    augment = setup.plan.data.augment
+    shape = augment.output_shape(setup.train.info.image_shape)
+    for name, variables in trained.items():
+        network = setup.networks[name]
+        if network.upkeep is None:
+            continue
+        costs = costs_of(network, setup.seeds.each(variables)[0], shape)
+        summary["costs"][name] |= {
+            "density": costs.density,
+            "effective_macs": costs.total("effective_macs"),
+            "weight_bytes": costs.total("bytes"),
+        }
 
 
 def _add_results(summary: dict[str, Any], metrics: dict[str, Results]) -> None:
@@ -145,10 +166,20 @@ def load_variables(
     )
     try:
         abstract, _ = abstract_state(setup, stage)
-        state, _ = checkpoints.restore(handed_on(stage, checkpoints), abstract)
+        state = checkpoints.restore_part(
+            handed_on(stage, checkpoints), abstract, _handed_on_part(stage)
+        )
     finally:
         checkpoints.close()
     return stage.final_variables(state)[network]
+
+
+def _handed_on_part(stage: Stage) -> Callable[[str], bool]:
+    """Tells by its path in the state what a stage's final variables are made of."""
+    parts = {"params", "collections"} if stage.plan.ema is None else {"average"}
+    if stage.method.readout is not None:
+        parts |= {"params", "memory"}
+    return lambda path: path.partition("/")[0] in parts
 
 
 def _frozen(setup: Setup) -> list[str]:

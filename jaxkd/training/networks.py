@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxkd import compression, models
 from jaxkd.analysis.costs import Costs, count_costs
+from jaxkd.analysis.layer_costs import NetworkCosts, layer_costs, mask_densities
 from jaxkd.registry import call_reference, is_reference, load_reference
 from jaxkd.training import wrappers
 from jaxkd.training.compressed import compressed
@@ -163,3 +164,24 @@ def network_costs(
     images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     macs = count_costs(logits, variables, images).macs
     return Costs(macs=macs, params=sum(x.size for x in jax.tree.leaves(trained)))
+
+
+def costs_of(
+    network: Network, variables: Variables, shape: Sequence[int]
+) -> NetworkCosts:
+    """Costs of a network for one image in evaluation, masks taken into account.
+
+    Args:
+      network: the network.
+      variables: its variables; concrete if the network is masked.
+      shape: `(height, width, channels)` of the image.
+    """
+    densities = {}
+    if network.upkeep is not None:
+        densities = mask_densities(network.upkeep.masks(variables))
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+
+    def logits(variables: Any, images: jax.Array) -> jax.Array:
+        return network.apply(variables, images, train=False, key=None)[0].logits
+
+    return layer_costs(logits, variables, images, densities=densities)

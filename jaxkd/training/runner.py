@@ -74,6 +74,8 @@ class StageRunner:
         with contextlib.ExitStack() as stack:
             # -------------------------------------------------- data, teachers, step
             targets = load_targets(setup, stage, self.workdir, known)
+            if targets is not None:
+                stack.callback(targets.files.close)
             assembly = assemble(setup, stage, known, targets=targets)
             stack.callback(assembly.close)
 

@@ -1,5 +1,6 @@
 """Charts are small, well-formed, take the page's colours and belong to one page."""
 
+import math
 import re
 from xml.etree import ElementTree
 
@@ -129,3 +130,25 @@ def test_moving_mean_equals_its_definition():
     ]
     np.testing.assert_allclose(curves.moving_mean(values, 5), expected)
     np.testing.assert_allclose(curves.moving_mean(values, 4), expected)
+
+
+def test_the_frontier_is_what_no_other_point_surpasses():
+    points = [
+        curves.Series(name=str(i), x=[x], y=[y])
+        for i, (x, y) in enumerate(
+            [(1, 5), (2, 4), (3, 7), (3, 6), (9, 7), (4, math.nan)]
+        )
+    ]
+    assert curves.pareto_frontier(points, higher=True) == ([1, 3], [5, 7])
+    assert curves.pareto_frontier(points, higher=False) == ([1, 2], [5, 4])
+
+
+def test_a_line_joins_the_frontier():
+    points = [
+        curves.Series(name=str(x), x=[x], y=[y]) for x, y in [(1, 5), (2, 4), (3, 7)]
+    ]
+    options = dict(label="a", x_label="cost")
+    plain = curves.point_chart(points, **options)
+    joined = curves.point_chart(points, frontier="higher", **options)
+    assert joined.count("<path") > plain.count("<path")
+    assert curves.point_chart(points[:1], frontier="higher", **options)

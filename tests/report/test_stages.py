@@ -114,6 +114,17 @@ def test_the_trade_off_names_quality_and_cost(segmentation_run, classification_r
     assert stages.trade_off(read_run(classification_run(costs={}))) is None
 
 
+def test_compressed_networks_are_placed_by_what_takes_part(segmentation_run):
+    run = read_run(segmentation_run())
+    assert stages.size_trade_off(run) is None
+    first, *_ = run.summary["costs"]
+    dense = run.summary["costs"][first]["macs"]
+    run.summary["costs"][first] |= {"effective_macs": dense / 4, "weight_bytes": 2048.0}
+    macs, size = stages.trade_off(run), stages.size_trade_off(run)
+    assert f"at {dense / 4e6:.4g} million" in macs.svg
+    assert "at 2 KiB" in size.svg and "against bytes" in size.title
+
+
 @pytest.mark.parametrize(
     ("results", "expected"),
     [
