@@ -140,6 +140,7 @@ def config(task: Task, trial: Mapping[str, Any], folder: Path) -> dict[str, Any]
         "data": {**source, "batch_size": task.batch_size, "augment": augment},
         "stages": {**before, "student": {**common, **trial.get("stage", {})}},
         "train": {"resident": True},
+        "evaluation": {"every_epochs": None},
         "log": {"every_steps": 10},
     }
 

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxkd import (
         analysis,
+        compression,
         data,
         distill,
+        exchange,
         layers,
         losses,
         metrics,
         models,
         report,
+        select,
+        sparsity,
         training,
     )
 
@@ -24,13 +28,17 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "analysis",
+    "compression",
     "data",
     "distill",
+    "exchange",
     "layers",
     "losses",
     "metrics",
     "models",
     "report",
+    "select",
+    "sparsity",
     "training",
 ]
 

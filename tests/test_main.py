@@ -519,6 +519,7 @@ function_matching:smoke function_matching:cifar100
 hlfd hlfd:smoke hlfd:sample,method=hifd hlfd:lits hlfd:kits kd kd:smoke
 kd:resnet32x4-resnet8x4 kd:wrn_40_2-wrn_16_2 meal meal:v2-own meal:v1 meal:smoke
 meal:cifar100 mgd_ssss mgd_ssss:smoke nkd nkd:smoke nkd:cifar100 nkd:cifar100-effective
+prune:pdp prune:pdp-nm prune:gmp-kd prune:lapp prune:smoke
 residual_free residual_free:smoke residual_free:cifar100-20 residual_free:cifar100-110
 hard_batches hard_batches:smoke hard_batches:kd hard_batches:cifar100
 sparse sparse:smoke sparse:static sparse:rigl sparse:granet-kd sparse:gmp-kd

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -35,7 +37,11 @@ class BatchIterator(grain.DatasetIterator):
             raise ValueError("this iterator was closed; start a new one with iter()")
         if self._next_step >= len(self._batches):
             raise StopIteration
-        batch = next(self._start())
+        if self._inner is None and self._workers:
+            with _signals_held():
+                batch = next(self._start())
+        else:
+            batch = next(self._start())
         self._next_step += 1
         return batch
 
@@ -62,7 +68,8 @@ class BatchIterator(grain.DatasetIterator):
     def start_prefetch(self) -> None:
         """Begins to read ahead in the background."""
         if self._next_step < len(self._batches):
-            self._start().start_prefetch()
+            with _signals_held():
+                self._start().start_prefetch()
 
     def close(self) -> None:
         """Ends threads and worker processes."""
@@ -97,11 +104,29 @@ class BatchIterator(grain.DatasetIterator):
             self._inner = None
 
 
+_STOPPING = {signal.SIGINT, signal.SIGTERM}
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Holds back what would end a process.
+
+    Workers that start within it hold it back as well until they ignore it. One that
+    ended before would leave this process waiting for a reader of what it sends.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _ignore_signals(worker: int, workers: int) -> None:
     """Lets the parent decide what a signal to the whole process group means."""
     del worker, workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
 
 def _mark_flags_parsed() -> None:

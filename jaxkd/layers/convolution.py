@@ -22,6 +22,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen import dtypes
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxkd.layers import rules
@@ -136,7 +137,7 @@ class Conv(nn.Conv):
 
     conv_general_dilated: Any = convolution
     # As there, of a type that can be checked at run time.
-    promote_dtype: Any = nn.dtypes.promote_dtype
+    promote_dtype: Any = dtypes.promote_dtype
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from flax.linen import dtypes
 
 from jaxkd.layers import rules
 
@@ -14,7 +15,7 @@ class Dense(nn.Dense):
     """`flax.linen.Dense`, obeying `jaxkd.layers.rules`."""
 
     # As there, of a type that can be checked at run time.
-    promote_dtype: Any = nn.dtypes.promote_dtype
+    promote_dtype: Any = dtypes.promote_dtype
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:

@@ -1,11 +1,12 @@
 """Smaller networks from networks with closed channels.
 
 A channel is *closed* if its kernel column and bias are zero and so are the scale and
-bias of every norm, and the bias of every depthwise convolution, that it goes through. Then it is zero after the norm, stays zero through every activation with
-f(0) = 0 (ReLU, ReLU6, GELU, Swish) and every pooling, and adds nothing to what reads
-it. So the network without the channel computes the same numbers. A masked kernel column
-alone is not enough: a norm would make the constant `bias - mean * scale / sqrt(var)` of
-it, which the padding of the next convolution turns into something that is no constant.
+bias of every norm, and the bias of every depthwise convolution, that it goes through.
+Then it is zero after the norm, stays zero through every activation with f(0) = 0 (ReLU,
+ReLU6, GELU, Swish) and every pooling, and adds nothing to what reads it. So the network
+without the channel computes the same numbers. A masked kernel column alone is not
+enough: a norm would make the constant `bias - mean * scale / sqrt(var)` of it, which
+the padding of the next convolution turns into something that is no constant.
 `close_channels` therefore zeroes all of it, which changes the function unless the
 network learned with closed channels, as it does by `lapp` and by `pdp` with
 `structure="channel"`.

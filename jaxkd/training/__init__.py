@@ -8,8 +8,9 @@ from jaxkd.training.schema import ConfigError
 from jaxkd.training.setup import Setup, make_setup
 from jaxkd.training.signals import StopSignal
 from jaxkd.training.stage import Stage
+from jaxkd.training.start import init_state
 from jaxkd.training.state import TrainState
-from jaxkd.training.step import init_state, make_eval_step, make_train_step
+from jaxkd.training.step import make_eval_step, make_train_step
 from jaxkd.training.workdir import Workdir
 
 __all__ = [

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxkd import data
@@ -29,7 +28,7 @@ from jaxkd.data.regions import (
 )
 from jaxkd.data.source import read_labels
 from jaxkd.data.split import split_labelled
-from jaxkd.data.targets import check_crop_box, check_data
+from jaxkd.data.targets import check_data
 from jaxkd.distill.method import DataSpec
 from jaxkd.training import sharding
 from jaxkd.training.calls import check_call
@@ -39,6 +38,12 @@ from jaxkd.training.networks import make_network, network_costs
 from jaxkd.training.plan import Plan
 from jaxkd.training.schema import ConfigError, at
 from jaxkd.training.seeds import Seeds
+from jaxkd.training.setup_checks import (
+    check_augmentation,
+    check_model_axis,
+    check_selections,
+    check_task,
+)
 from jaxkd.training.stage import Stage, make_stage
 from jaxkd.training.step import Augments
 from jaxkd.training.workdir import import_tensorboard
@@ -156,7 +161,7 @@ def make_setup(plan: Plan) -> Setup:
     data_spec = _data_spec(plan, train, unlabelled)
     with at("config.data.augment"):
         input_shape = plan.data.augment.output_shape(train.info.image_shape)
-        _check_augmentation(plan, train)
+        check_augmentation(plan, train)
 
     with at("config.train.resident"):
         resident = choose_resident(
@@ -180,11 +185,11 @@ def make_setup(plan: Plan) -> Setup:
                 remat=plan.train.remat if name in learners else "none",
                 normalisation=plan.data.augment.normalisation,
             )
-        _check_task(networks[name], train.info.task)
-    _check_model_axis(plan, networks, mesh)
+        check_task(networks[name], train.info.task)
+    check_model_axis(plan, networks, mesh)
 
     stages, trained, costs = _stages(plan, networks, data_spec, input_shape, mesh)
-    _check_selections(plan, stages, resident)
+    check_selections(plan, stages, resident)
     for stage in stages:
         with at("config.train.steps_per_call"):
             check_call(
@@ -208,33 +213,6 @@ def make_setup(plan: Plan) -> Setup:
     )
 
 
-def _check_selections(plan: Plan, stages: Sequence[Stage], resident: bool) -> None:
-    """Checks that a host can read what a selection picks."""
-    for stage in stages:
-        path = f"config.stages.{stage.name}.select"
-        if stage.selection is None:
-            continue
-        if plan.data.regions is not None:
-            raise ConfigError(
-                f"{path}: with config.data.regions a record has several crops, "
-                "so that records cannot be selected; leave one of them out"
-            )
-        if stage.selection.pick is None or resident:
-            continue
-        remedy = "set config.train.resident=True"
-        if plan.train.steps(stage.steps_per_epoch) > 1:
-            raise ConfigError(
-                f"{path}: the losses of a step decide the records of later ones, which "
-                f"are streamed one step at a time; {remedy}, or "
-                "config.train.steps_per_call=1"
-            )
-        if plan.seeds:
-            raise ConfigError(
-                f"{path}: seeds that pick their own records need them on the devices; "
-                f"{remedy}"
-            )
-
-
 def _entries(plan: Plan) -> set[str]:
     """What a batch holds beside image, label and index."""
     augment = plan.data.augment
@@ -244,41 +222,6 @@ def _entries(plan: Plan) -> set[str]:
     if plan.data.regions is not None or augment.mixup or augment.cutmix:
         entries.add("target")
     return entries
-
-
-def _check_augmentation(plan: Plan, train: Source) -> None:
-    """Checks what depends on the task and on the kind of images."""
-    augment = plan.data.augment
-    if train.info.task == "segmentation":
-        for name in ("mixup", "cutmix", "strong"):
-            if getattr(augment, name):
-                raise ValueError(
-                    f"{name} needs one label per image; leave it out for segmentation"
-                )
-    if augment.strong is not None:
-        image = train[0]["image"]
-        in_range = image.dtype == np.uint8 or (image.min() >= 0 and image.max() <= 1)
-        if image.shape[-1] not in (1, 3) or not in_range:
-            raise ValueError(
-                f"strong needs images of 1 or 3 channels with values in [0, 1]; "
-                f"{train.info.name!r} has {image.shape[-1]} channels from "
-                f"{image.min():g} to {image.max():g}"
-            )
-    if isinstance(train, RegionSource):
-        stored = train.regions.coords.shape[1]
-        if plan.data.region_crops > stored:
-            raise ValueError(
-                f"region_crops is {plan.data.region_crops} but {stored} regions are "
-                "stored for each record"
-            )
-        geometry = {"flip": "none", "rot90": False, "pad_crop": 0, "rotate": 0.0}
-        for name, off in geometry.items():
-            if getattr(augment, name) != off:
-                raise ValueError(
-                    f"{name} would change crops whose labels are stored; leave it out"
-                )
-        if plan.data.regions is not None:
-            check_crop_box(Path(plan.data.regions), augment.crop_box)
 
 
 def _stages(
@@ -389,35 +332,3 @@ def _data_spec(plan: Plan, train: Source, unlabelled: Source | None) -> DataSpec
             else None
         ),
     )
-
-
-def _check_model_axis(plan: Plan, networks: Mapping[str, Network], mesh: Mesh) -> None:
-    """Checks that networks can be split over `model`.
-
-    Those that only teach may be whole on every device.
-    """
-    if plan.mesh.model == 1:
-        return
-    for name, network in networks.items():
-        if network.partition is None:
-            if plan.networks[name].frozen:
-                continue
-            raise ConfigError(
-                f"config.mesh.model: {plan.mesh.model}, but network {name!r} "
-                f"({plan.networks[name].name}) does not say how its layers are split; "
-                "set it to 1 and use config.mesh.fsdp, or train a network that does, "
-                "such as deit_small"
-            )
-        variables = jax.eval_shape(network.init, jax.random.key(0))
-        with at(f"config.mesh.model: network {name!r}"):
-            sharding.model_splits(variables["params"], network.partition, mesh)
-
-
-def _check_task(network: Network, task: str) -> None:
-    dense = len(network.spec.logits) == 3
-    if dense != (task == "segmentation"):
-        kind = "segmentation" if dense else "classification"
-        raise ConfigError(
-            f"config.networks.{network.name}.name: a {kind} network, "
-            f"but the data are for {task}"
-        )

@@ -18,27 +18,25 @@ import optax
 
 from jaxkd.data.augment import Augmentation
 from jaxkd.distill.method import (
-    DataSpec,
     Inputs,
     Method,
     Progress,
-    Specs,
     weight_at,
 )
 from jaxkd.layers import Outputs
 from jaxkd.select import Selection
 from jaxkd.training.compressed import mask_moments, masked_tree
 from jaxkd.training.exchanged import PerDevice
-from jaxkd.training.network import ApplyFn, Network, Upkeep, Variables
+from jaxkd.training.network import ApplyFn, Upkeep, Variables
 from jaxkd.training.optimizers import Schedule
 from jaxkd.training.paths import path_name
 from jaxkd.training.selecting import (
     check_by_record,
     keeping,
     loss_of_records,
-    selection_data,
     weighted,
 )
+from jaxkd.training.start import SELECTION_STREAM, step_keys
 from jaxkd.training.state import TrainState
 from jaxkd.training.wrappers import READOUT, readout_variables
 
@@ -78,90 +76,7 @@ class StoredOutputs(Protocol):
 
 # Streams of random numbers drawn from one step's key.
 _METHOD, _NETWORK, _TEACHER = 0, 1, 3
-_SELECTION, _UPKEEP, _PREPARE = 2**32 - 3, 2**32 - 2, 2**32 - 1
-
-
-def init_state(
-    key: jax.Array,
-    *,
-    student: Network,
-    method: Method,
-    teachers: Sequence[Network],
-    tx: optax.GradientTransformation,
-    data: DataSpec,
-    ema: float | None = None,
-    variables: Variables | None = None,
-    selection: Selection | None = None,
-) -> TrainState:
-    """The state before the first step.
-
-    Args:
-      key: the run's key. Networks of one architecture start equal for equal keys.
-      student: the network that learns.
-      method: how it learns.
-      teachers: from whom.
-      tx: the optimiser.
-      data: what the method is told of the data.
-      ema: whether to keep a running average (its decay is the step's matter).
-      variables: the student's variables if an earlier stage trained it.
-      selection: what chooses the records, if anything does.
-    """
-    init_key, method_key, run_key = _run_keys(key)
-    # A copy if given: the state is donated, and others may still read the variables.
-    initial: Variables = (
-        student.init(init_key)
-        if variables is None
-        else jax.tree.map(jnp.copy, variables)
-    )
-    specs = Specs(
-        student=student.spec, teachers=tuple(t.spec for t in teachers), data=data
-    )
-    method_params, memory = method.init(method_key, specs)
-    params = {"network": initial["params"], "method": method_params}
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        key=run_key,
-        params=params,
-        collections={k: v for k, v in initial.items() if k != "params"},
-        opt_state=tx.init(params),
-        memory=memory,
-        # A copy: the average must not share buffers with params that are donated.
-        average=None
-        if ema is None
-        else jax.tree.map(
-            jnp.copy, {**initial, **readout_variables(method, method_params, memory)}
-        ),
-        selection={}
-        if selection is None
-        else selection.init(jax.random.fold_in(key, _SELECTION), selection_data(data)),
-    )
-
-
-def _run_keys(key: jax.Array) -> jax.Array:
-    """The keys of initialisation, of the method's own, and of `TrainState.key`."""
-    return jax.random.split(key, 3)
-
-
-def augmentation_key(key: jax.Array) -> jax.Array:
-    """The key of the augmentation in every step of a stage.
-
-    Args:
-      key: what `init_state` was given.
-    """
-    return _step_keys(_run_keys(key)[2])[0]
-
-
-def _step_keys(key: jax.Array) -> jax.Array:
-    """The keys of the augmentation and of the rest of the step."""
-    return jax.random.split(key)
-
-
-def final_variables(state: TrainState, method: Method) -> Variables:
-    """The variables that a stage hands on: the running average if there is one."""
-    if state.average is not None:
-        return state.average
-    readout = readout_variables(method, state.params["method"], state.memory)
-    return {**state.variables(), **readout}
+_UPKEEP, _PREPARE = 2**32 - 2, 2**32 - 1
 
 
 def make_train_step(
@@ -261,7 +176,7 @@ def make_train_step(
             if selection.weigh is not None:
                 check_by_record(terms, len(outputs.logits))
                 by_record = selection.weigh(
-                    selected, losses, jax.random.fold_in(key, _SELECTION)
+                    selected, losses, jax.random.fold_in(key, SELECTION_STREAM)
                 )
                 share = jnp.mean((by_record > 0).astype(jnp.float32))
                 terms = {k: weighted(v, by_record) for k, v in terms.items()}
@@ -364,7 +279,7 @@ def make_train_step(
     def step(
         state: TrainState, batch: Batch, teacher_variables: tuple[Variables, ...]
     ) -> tuple[TrainState, Metrics]:
-        augment_key, step_key = _step_keys(state.key)
+        augment_key, step_key = step_keys(state.key)
         key = jax.random.fold_in(step_key, state.step)
         batch = augmentation.train(
             batch,

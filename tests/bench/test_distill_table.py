@@ -96,6 +96,7 @@ def test_the_baseline_and_kd_come_first_and_unknown_names_are_refused(bench, cap
     assert "--data=cifar100 needs --path" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_table_goes_on_where_it_was_left_and_not_with_other_settings(
     bench, tiny, tmp_path, capsys
 ):

@@ -14,6 +14,7 @@ TINY = ["--epochs=1", "--seeds=2", "--rounds=1", "--steps=1", "--width=0.25"]
 TINY += ["--batch-size=240"]
 
 
+@pytest.mark.slow
 def test_it_prints_a_line_and_writes_it(selection, tmp_path, capsys):
     out = tmp_path / "selection.json"
     names = "--trials=all;proxy, keep 0.5"

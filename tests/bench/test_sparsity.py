@@ -13,6 +13,7 @@ def sparsity(script):
     return script("sparsity")
 
 
+@pytest.mark.slow
 def test_it_prints_a_line_and_writes_it(sparsity, tmp_path, capsys):
     out = tmp_path / "sparsity.json"
     names = "--trials=dense;static, 0.9"

@@ -1,6 +1,7 @@
 """Order, sharding over processes, padding and exact resume of the pipelines."""
 
 import pickle
+import signal
 
 import grain
 import numpy as np
@@ -347,3 +348,25 @@ def test_further_entries_are_those_of_the_epoch_and_of_the_process(process):
         assert batch["image"][:, 0, 0, 0].tolist() == rows.tolist()
         assert numbers.keys() == {"index", "epoch", "asked"}
         np.testing.assert_array_equal(numbers["asked"], rows)
+
+
+class _TellsSignals(_OneByOne):
+    """Labels say what a signal would do to whoever reads; picklable, for workers."""
+
+    def __getitem__(self, index):
+        ending = {signal.SIGINT, signal.SIGTERM}
+        ignored = all(signal.getsignal(s) == signal.SIG_IGN for s in ending)
+        held = bool(signal.pthread_sigmask(signal.SIG_BLOCK, ()) & ending)
+        record = dict(self._source[index])
+        return {**record, "label": np.int32(2 * held + ignored)}
+
+
+def test_workers_ignore_signals_from_their_start_on():
+    """And this process gets them again once its workers run."""
+    source = _TellsSignals(make_source(8))
+    iterator = iter(train_batches(source, batch_size=4, seed=0, epochs=1, workers=1))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    labels = [next(iterator)["label"] for _ in range(2)]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    iterator.close()
+    assert (np.stack(labels) == 1).all()

@@ -261,8 +261,8 @@ from jaxkd.layers import convolution as module
 from jaxkd.layers.convolution import plain_convolutions
 
 assert jax.device_count() == 1
-network = models.create("resnet8x4", num_classes=5)
-images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
+network = models.create("resnet8", num_classes=5)
+images = jnp.asarray(np.random.default_rng(0).normal(size=(8, 32, 32, 3)), jnp.float32)
 variables = network.init(jax.random.key(0), images)
 
 def make_step():

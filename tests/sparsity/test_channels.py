@@ -89,6 +89,7 @@ def test_all_layers_of_a_plain_network_but_the_last_are_free():
     check_exact(module, channels, SHAPE)
 
 
+@pytest.mark.slow
 def test_depthwise_convolutions_follow_their_input():
     shape = (16, 16, 3)
     module, channels = channels_of("mobilenetv2_cifar", shape, width_factor=0.25)

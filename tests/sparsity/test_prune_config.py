@@ -56,6 +56,7 @@ def test_unknown_variants_are_named():
         plan_of("pdq")
 
 
+@pytest.mark.slow
 def test_the_smoke_run_ends_with_a_network_that_can_be_made_smaller(tmp_path):
     path = tmp_path / "run"
     assert main_lib.main([f"--config={CONFIG}:smoke", f"--workdir={path}"]) == 0

@@ -76,6 +76,7 @@ def test_a_sparsity_that_costs_something_else_ends_the_plan():
         make_setup(plan_of("smoke-parallel-0.6"))
 
 
+@pytest.mark.slow
 def test_the_smoke_run_keeps_the_cost(tmp_path):
     path = tmp_path / "run"
     assert main_lib.main([f"--config={CONFIG}:smoke", f"--workdir={path}"]) == 0

@@ -58,6 +58,7 @@ def run(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_smoke_run_logs_densities(run):
     records = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     facts = [r["facts"] for r in records if "facts" in r]

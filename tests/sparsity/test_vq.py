@@ -13,7 +13,8 @@ from jaxkd.sparsity import vq
 from jaxkd.sparsity.vq import Quantizer
 from jaxkd.training.compressed import COMPRESSION, compressed, split
 from jaxkd.training.network import from_linen
-from jaxkd.training.step import init_state, make_train_step
+from jaxkd.training.start import init_state
+from jaxkd.training.step import make_train_step
 
 KEY = jax.random.key(0)
 

@@ -13,7 +13,8 @@ from jaxkd.layers import NetworkSpec, Outputs
 from jaxkd.training import wrappers
 from jaxkd.training.compressed import COMPRESSION, compressed, split
 from jaxkd.training.network import Network
-from jaxkd.training.step import final_variables, init_state, make_train_step
+from jaxkd.training.start import final_variables, init_state
+from jaxkd.training.step import make_train_step
 
 SHAPE = (2, 2, 1)
 MASK = np.array([[True, False, True], [False, True, True]] * 2)

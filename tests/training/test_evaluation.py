@@ -47,7 +47,7 @@ def evaluate(setup, monkeypatch):
         monkeypatch.setattr(pipeline, "eval_batches", eval_batches)
         evaluation = Evaluation(dataclasses.replace(setup, test=source))
         metrics = evaluation.metrics(network, variables)
-        _, arrays = evaluation.report(network, variables)
+        arrays = evaluation.judge(network, variables).predictions()
         return metrics, arrays, asked
 
     return run

@@ -22,7 +22,8 @@ from jaxkd.training import (
 from jaxkd.training import runner as runner_lib
 from jaxkd.training.selecting import check_by_record, keeping, loss_of_records
 from jaxkd.training.signals import Stopped
-from jaxkd.training.step import init_state, make_train_step
+from jaxkd.training.start import init_state
+from jaxkd.training.step import make_train_step
 
 from .conftest import DATA  # isort: skip
 

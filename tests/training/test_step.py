@@ -10,7 +10,7 @@ import pytest
 from jaxkd.data import Augmentation
 from jaxkd.distill import Method, compose, weighted
 from jaxkd.training import make_eval_step, make_train_step, optimizers, sharding
-from jaxkd.training.step import augmentation_key, final_variables
+from jaxkd.training.start import augmentation_key, final_variables
 
 
 def _close(a, b, rtol=2e-5, atol=2e-6):
