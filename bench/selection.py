@@ -109,7 +109,7 @@ def overhead(task: trials.Task, options: Any) -> dict[str, Any]:
         for name, stage in ways.items():
             config = trials.config(task, {"stage": stage}, Path(folder))
             setup = programs.set_up({**config, **one_seed})
-            trainings[name] = programs.Training(setup, setup.stages[0])
+            trainings[name] = programs.Training(setup, setup.stages[0], repeat=True)
         sides = {n: t.side(steps=options.steps) for n, t in trainings.items()}
         rates = measuring.take_turns(sides, rounds=options.rounds)
         for training in trainings.values():
