@@ -115,7 +115,10 @@ def _cells(layer: Any) -> list[str]:
 
 
 def _number(value: float, scale: float) -> str:
-    return f"{value:,.0f}" if scale == 1 else f"{value / scale:,.2f}"
+    if scale == 1:
+        return f"{value:,.0f}"
+    value /= scale
+    return f"{value:,.2f}" if value >= 1 or not value else f"{value:.3g}"
 
 
 def _image(setup: Setup) -> tuple[int, ...]:

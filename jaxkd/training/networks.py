@@ -177,8 +177,12 @@ def costs_of(
       shape: `(height, width, channels)` of the image.
     """
     densities = {}
-    if network.upkeep is not None:
-        densities = mask_densities(network.upkeep.masks(variables))
+    upkeep = network.upkeep
+    if upkeep is not None:
+        densities = mask_densities(upkeep.masks(variables))
+        if upkeep.plain is not None and upkeep.finalise is not None:
+            # Masks are applied once and for all, and are no activations.
+            network, variables = upkeep.plain, upkeep.finalise(variables)
     images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
 
     def logits(variables: Any, images: jax.Array) -> jax.Array:

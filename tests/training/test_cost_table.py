@@ -51,14 +51,16 @@ def test_a_sparse_network_beside_the_dense_one(config, capsys):
     assert main([config, "--network=sparse"]) == 0
     sparse = capsys.readouterr().out
     full, thin = rows(dense), rows(sparse)
-    assert set(full) - {"(itself)"} == set(thin) - {"(itself)"}
+    assert list(full) == list(thin)
+    for path in full:  # masks are no activations
+        assert full[path][5:] == thin[path][5:]
     name = "trunk/stage2_block1/conv2"
     assert full[name][1] == "1.000"
     density = float(thin[name][1])
     assert 0.1 < density < 0.4
     assert thin[name][2] == full[name][2]  # multiply-accumulates as they run
     assert float(thin[name][3]) == pytest.approx(
-        density * float(full[name][2]), abs=0.02
+        density * float(full[name][2]), rel=0.05
     )
     assert thin["trunk/stem"][1] == thin["head"][1] == "1.000"
     assert float(thin["**all**"][1]) < 0.5
