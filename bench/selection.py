@@ -91,36 +91,13 @@ def all_trials(task: trials.Task) -> dict[str, dict[str, Any]]:
 EQUAL_COST = 3 / (3 * 0.5 + PROXY_WIDTH**2)
 
 
-def overhead(task: trials.Task, options: Any) -> dict[str, Any]:
-    """Step times of selections over the time of the same step without."""
-    import tempfile
-
-    import programs
-
-    one_seed = {"seeds": (), "seed": 0}
-    with tempfile.TemporaryDirectory() as folder:
-        ways = {
-            "all": {},
-            "hard batches": {"select": {"name": "hard_batches", "delta": 0.5}},
-            "ohem": {"select": {"name": "ohem", "keep": 0.5}},
-            "loss rank": {"select": {"name": "loss_rank"}},
-        }
-        trainings = {}
-        for name, stage in ways.items():
-            config = trials.config(task, {"stage": stage}, Path(folder))
-            setup = programs.set_up({**config, **one_seed})
-            trainings[name] = programs.Training(setup, setup.stages[0], repeat=True)
-        sides = {n: t.side(steps=options.steps) for n, t in trainings.items()}
-        rates = measuring.take_turns(sides, rounds=options.rounds)
-        for training in trainings.values():
-            training.close()
-    return {
-        name: {
-            "ratio": measuring.ratio_of(rates["all"], values),
-            "images_per_second": measuring.spread(values),
-        }
-        for name, values in rates.items()
-    }
+# Trials whose step is timed; the first is what the others are set against.
+TIMED = {
+    "all": {},
+    "hard batches": {"stage": {"select": {"name": "hard_batches", "delta": 0.5}}},
+    "ohem": {"stage": {"select": {"name": "ohem", "keep": 0.5}}},
+    "loss rank": {"stage": {"select": {"name": "loss_rank"}}},
+}
 
 
 def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
@@ -130,7 +107,7 @@ def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
     wanted = trials.choose(all_trials(task), options.trials)
 
     def work(options: Any) -> dict[str, Any]:
-        steps = overhead(task, options)
+        steps = trials.overhead(task, TIMED, options)
         results = trials.run_all(task, wanted)
         columns = ("data_used", "records_selected")
         print(trials.table(results, columns), file=sys.stderr)

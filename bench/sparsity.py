@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,31 +92,13 @@ def _options(name: str, sparsity: float, every: int) -> dict[str, Any]:
     return {"sparsity": sparsity, "frequency": every}
 
 
-def overhead(task: trials.Task, options: Any) -> dict[str, Any]:
-    """Step times with masks over the time of the same step without."""
-    import programs
-
-    ways = {"dense": {}}
-    for name in ("static", "rigl"):
-        part = {name: _options(name, options.sparsity, 100)}
-        ways[name] = {"compress": part}
-    trainings = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, network in ways.items():
-            config = trials.config(task, {"network": network}, Path(folder))
-            setup = programs.set_up({**config, "seeds": (), "seed": 0})
-            trainings[name] = programs.Training(setup, setup.stages[0], repeat=True)
-        sides = {n: t.side(steps=options.steps) for n, t in trainings.items()}
-        rates = measuring.take_turns(sides, rounds=options.rounds)
-        for training in trainings.values():
-            training.close()
-    return {
-        name: {
-            "ratio": measuring.ratio_of(rates["dense"], values),
-            "images_per_second": measuring.spread(values),
-        }
-        for name, values in rates.items()
+def timed(options: Any) -> dict[str, dict[str, Any]]:
+    """Trials whose step is timed; the first is what the others are set against."""
+    masks = {
+        name: {"network": {"compress": {name: _options(name, options.sparsity, 100)}}}
+        for name in ("static", "rigl")
     }
+    return {"dense": {}, **masks}
 
 
 def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
@@ -127,7 +108,7 @@ def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
     wanted = trials.choose(all_trials(options), options.trials)
 
     def work(options: Any) -> dict[str, Any]:
-        steps = overhead(task, options)
+        steps = trials.overhead(task, timed(options), options)
         results = trials.run_all(task, wanted)
         print(trials.table(results, ("density",)), file=sys.stderr)
         return {

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import measuring
 import numpy as np
 from measuring import Mistake
 
@@ -253,3 +254,39 @@ def run_all(task: Task, trials: Mapping[str, Mapping[str, Any]]) -> dict[str, An
             file=sys.stderr,
         )
     return results
+
+
+def overhead(
+    task: Task, timed: Mapping[str, Mapping[str, Any]], options: Any
+) -> dict[str, Any]:
+    """Step times of trials over that of the first one.
+
+    Args:
+      task: what every trial trains on.
+      timed: the trials; only the step of their last stage counts.
+      options: `rounds`, and `steps` of a round.
+
+    Returns:
+      For each trial `ratio`, the first one's images per second over its own, and
+      `images_per_second`.
+    """
+    import programs
+
+    trainings = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, trial in timed.items():
+            plan = {**config(task, trial, Path(folder)), "seeds": (), "seed": 0}
+            setup = programs.set_up(plan)
+            trainings[name] = programs.Training(setup, setup.stages[0], repeat=True)
+        sides = {n: t.side(steps=options.steps) for n, t in trainings.items()}
+        rates = measuring.take_turns(sides, rounds=options.rounds)
+        for training in trainings.values():
+            training.close()
+    first = rates[next(iter(timed))]
+    return {
+        name: {
+            "ratio": measuring.ratio_of(first, values),
+            "images_per_second": measuring.spread(values),
+        }
+        for name, values in rates.items()
+    }
